@@ -1,0 +1,246 @@
+"""Transformers actuales: variantes de atención.
+
+Every token asks with a query q, is found by its key k and answers with its value v:
+
+    attention(q, k, v) = softmax(q kᵀ / √dim) v                     (Vaswani et al. 2017, equation 1)
+
+The scores q kᵀ are a (queries, keys) matrix, so time and memory grow with the square of the length.
+Flash attention computes the same numbers tile by tile and never holds that matrix. The key-value cache
+keeps k and v of the tokens already read, so that generating a token costs one query instead of n.
+
+Shapes: q (batch, heads, queries, dim), k and v (batch, kv_heads, keys, dim). Where kv_heads < heads, each
+key head serves heads / kv_heads consecutive query heads: all of them in multi-query attention (Shazeer
+2019), some in grouped-query attention (Ainslie et al. 2023), one in multi-head attention. Where there are
+fewer queries than keys, the queries are the last of the sequence.
+"""
+
+from backend import xp
+from layers import project, rms_norm, softmax
+from posenc import rope as rotate
+
+
+def attention(q, k, v, mask=None, scale=None):
+    """Scaled dot-product attention, the textbook version: the whole score matrix at once.
+
+    mask: booleans that broadcast to (batch, heads, queries, keys), True = may look; None = everywhere.
+    A query that may look nowhere gets zeros. scale: of the scores, 1/√dim if None.
+    Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
+    """
+    group = q.shape[1] // k.shape[1]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k_all, v_all = xp.repeat(k, group, axis=1), xp.repeat(v, group, axis=1)
+    scores = q @ k_all.swapaxes(-1, -2) * scale  # (batch, heads, queries, keys)
+    if mask is not None:
+        scores = xp.where(mask, scores, -xp.inf)
+    p, softmax_backward = softmax(scores)
+    y = p @ v_all
+
+    def backward(dy):
+        dscores = softmax_backward(dy @ v_all.swapaxes(-1, -2)) * scale
+        dq = dscores @ k_all
+        dk = dscores.swapaxes(-1, -2) @ q
+        dv = p.swapaxes(-1, -2) @ dy
+        # a key head's gradient is the sum over the query heads it serves
+        by_group = lambda d: d.reshape(k.shape[0], k.shape[1], group, *d.shape[2:]).sum(axis=2)
+        return dq, by_group(dk), by_group(dv)
+
+    return y, backward
+
+
+def look(queries, keys, causal=True, window=None):
+    """The mask as a matrix: (queries, keys) booleans, True = may look.
+
+    causal: a query sees itself and what came before. window: it sees only keys less than `window`
+    places away, itself included.
+    """
+    distance = xp.arange(keys - queries, keys)[:, None] - xp.arange(keys)
+    seen = distance >= (0 if causal else -keys)
+    return seen if window is None else seen & (abs(distance) < window)
+
+
+def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, block=128):
+    """The same attention in tiles of `block` queries by `block` keys (FlashAttention, Dao et al. 2022).
+
+    The softmax runs along: with the largest score so far m, the sum l = Σ exp(s - m) and the output
+    o = Σ exp(s - m) v, a new tile that raises m to m' shrinks both by exp(m - m'). Tiles that the mask
+    empties are never computed, and memory is linear in the length: the backward pass needs only
+    log Σ exp(s) = m + log l of each query, from which it computes each tile's probabilities again.
+
+    causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None.
+    slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None.
+    Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
+    """
+    batch, heads, queries, dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    group = heads // kv_heads
+    scale = dim**-0.5 if scale is None else scale
+    offset = keys - queries  # the first query's position among the keys
+
+    plan = []  # for each block of queries, the blocks of keys that any of them may look at
+    width = max(block, block * block // max(1, queries))  # a single query takes its keys in one piece
+    for start in range(0, queries, block):
+        stop = min(start + block, queries)
+        first = 0 if window is None else max(0, offset + start - window + 1)
+        last = offset + stop if causal else keys if window is None else min(keys, offset + stop + window - 1)
+        plan.append((slice(start, stop), [slice(c, min(c + width, last)) for c in range(first, last, width)]))
+
+    def fold(x, rows):
+        """The heads that share a key, as more rows of one product: (batch, kv_heads, group · rows, dim)."""
+        part = x[:, :, rows]
+        return part.reshape(batch, kv_heads, group * part.shape[2], part.shape[3])
+
+    def tile_bias(rows, cols):
+        """What a tile adds to its scores, 0 or -inf or ALiBi's slope; None where that is 0 throughout."""
+        nearest = offset + rows.start - (cols.stop - 1)
+        farthest = offset + rows.stop - 1 - cols.start
+        inside = (not causal or nearest >= 0) and (window is None or max(farthest, -nearest) < window)
+        if inside and padding is None and slopes is None:
+            return None
+        distance = xp.arange(offset + rows.start, offset + rows.stop)[:, None] - xp.arange(
+            cols.start, cols.stop
+        )
+        seen = distance >= (0 if causal else -keys)
+        if window is not None:
+            seen &= abs(distance) < window
+        if padding is not None:
+            seen = seen & padding[:, None, None, None, cols]  # (batch, 1, 1, rows, cols)
+        bias = xp.where(seen, xp.zeros((), q.dtype), -xp.inf)
+        if slopes is not None:
+            bias = bias - slopes.reshape(kv_heads, group, 1, 1).astype(q.dtype) * abs(distance).astype(
+                q.dtype
+            )
+        return bias
+
+    def tile_scores(q_tile, rows, cols):
+        scores = q_tile @ k[:, :, cols].swapaxes(-1, -2)  # (batch, kv_heads, group · rows, cols)
+        bias = tile_bias(rows, cols)
+        if bias is not None:
+            apart = scores.reshape(batch, kv_heads, group, -1, scores.shape[-1])
+            apart += bias
+        return scores
+
+    y = xp.empty_like(q, shape=(batch, heads, queries, v.shape[-1]))  # heads stay beside each other in memory
+    log_total = []
+    for rows, columns in plan:
+        q_tile = fold(q, rows) * scale
+        m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min, q.dtype)  # finite: a query with no key gives 0
+        l = xp.zeros_like(m)
+        o = xp.zeros((*m.shape, v.shape[-1]), q.dtype)
+        for cols in columns:
+            p = tile_scores(q_tile, rows, cols)
+            larger = xp.maximum(m, p.max(axis=-1))
+            p -= larger[..., None]
+            xp.exp(p, out=p)
+            shrink = xp.exp(m - larger)
+            l = l * shrink + p.sum(axis=-1)
+            o = o * shrink[..., None] + p @ v[:, :, cols]
+            m = larger
+        l = xp.where(l == 0, 1, l)
+        y[:, :, rows] = (o / l[..., None]).reshape(batch, heads, -1, o.shape[-1])
+        log_total.append(m + xp.log(l))
+
+    def backward(dy):
+        dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+        for (rows, columns), log_sum in zip(plan, log_total, strict=True):
+            q_tile, dy_tile = fold(q, rows) * scale, fold(dy, rows)
+            dq_tile = xp.zeros_like(q_tile)
+            # the softmax's Σ_j dp_j p_j, with dp = dy vᵀ, is dy · (Σ_j p_j v_j) = dy · y
+            along = (dy_tile * fold(y, rows)).sum(axis=-1)
+            for cols in columns:
+                p = tile_scores(q_tile, rows, cols)
+                p -= log_sum[..., None]
+                xp.exp(p, out=p)
+                dv[:, :, cols] += p.swapaxes(-1, -2) @ dy_tile
+                dscores = dy_tile @ v[:, :, cols].swapaxes(-1, -2)
+                dscores -= along[..., None]
+                dscores *= p
+                dq_tile += dscores @ k[:, :, cols]
+                dk[:, :, cols] += dscores.swapaxes(-1, -2) @ q_tile
+            dq[:, :, rows] = (dq_tile * scale).reshape(batch, heads, -1, dim)
+        return dq, dk, dv
+
+    return y, backward
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, for one layer.
+
+    The buffers double when they are full, so that n appended tokens copy O(n) and not O(n²) numbers.
+    """
+
+    def __init__(self):
+        self.length = 0
+        self.k = self.v = None  # (batch, kv_heads, capacity, dim)
+
+    def append(self, k, v):
+        """Adds k, v (batch, kv_heads, time, dim) and returns all keys and values, as views."""
+        start, self.length = self.length, self.length + k.shape[2]
+        if self.k is None or self.length > self.k.shape[2]:
+            self.k, self.v = self._grown(self.k, k, start), self._grown(self.v, v, start)
+        self.k[:, :, start : self.length] = k
+        self.v[:, :, start : self.length] = v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+    def _grown(self, old, new, start):
+        grown = xp.empty((*new.shape[:2], max(64, 2 * self.length), new.shape[3]), new.dtype)
+        if old is not None:
+            grown[:, :, :start] = old[:, :, :start]
+        return grown
+
+
+def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None, **mask):
+    """Grouped-query attention of a block: project, normalise, rotate, attend, join the heads, project.
+
+    x: (batch, time, hidden). weights: {q,k,v,o}_proj.weight, with .bias where the model has them, and
+    {q,k}_norm.weight where it normalises queries and keys (QK-norm, Henry et al. 2020).
+    rope: (cos, sin) of posenc.rope_tables, or None for no position. cache: a KVCache, which is appended to.
+    mask: causal, window, padding and slopes of flash_attention.
+    Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
+    """
+    batch, time, _ = x.shape
+
+    def split(y, heads):
+        return y.reshape(batch, time, heads, -1).swapaxes(1, 2)  # (batch, heads, time, dim)
+
+    def join(y):
+        return y.swapaxes(1, 2).reshape(batch, time, -1)
+
+    def query_or_key(name, heads):
+        y, project_backward = project(x, weights, f"{name}_proj")
+        y, norm_name = split(y, heads), f"{name}_norm.weight"
+        if norm_name in weights:
+            y, norm_backward = rms_norm(y, weights[norm_name], eps)
+        if rope is not None:
+            y, rotate_backward = rotate(y, *rope)
+
+        def backward(dy):
+            dweights = {}
+            if rope is not None:
+                dy = rotate_backward(dy)
+            if norm_name in weights:
+                dy, dweights[norm_name] = norm_backward(dy)
+            dx, dproject = project_backward(join(dy))
+            return dx, dproject | dweights
+
+        return y, backward
+
+    q, q_backward = query_or_key("q", heads)
+    k, k_backward = query_or_key("k", kv_heads)
+    v, v_backward = project(x, weights, "v_proj")
+    v = split(v, kv_heads)
+    if cache is not None:
+        k, v = cache.append(k, v)
+    y, flash_backward = flash_attention(q, k, v, **mask)
+    y, o_backward = project(join(y), weights, "o_proj")
+
+    def backward(dy):
+        dy, do = o_backward(dy)
+        dq, dk, dv = flash_backward(split(dy, heads))
+        dx, dq = q_backward(dq)
+        dx_k, dk = k_backward(dk[:, :, -time:])
+        dx_v, dv = v_backward(join(dv[:, :, -time:]))
+        dx += dx_k
+        dx += dx_v
+        return dx, dq | dk | dv | do
+
+    return y, backward

@@ -1,0 +1,674 @@
+"""Tokenizador.
+
+A model reads integers, so text is first cut into pieces from a fixed vocabulary. Whole words need a huge vocabulary and
+still meet unknown ones; characters or bytes need almost none, but make long sequences; sub-words lie between:
+agot-ador, agot-ado, agot-ante share what they have in common. Byte-pair encoding (Sennrich et al. 2016) learns the
+sub-words: start from the 256 bytes, so that no text is unknown (Radford et al. 2019), and repeat
+
+    merge the most frequent pair of neighbouring tokens into one new token
+
+until the vocabulary has the chosen size. To encode is to replay the merges, the earliest learned first. Merges never
+cross the words that a regular expression cuts beforehand (the split pattern), which is what makes both fast: a
+corpus is a table of distinct words with their counts, and an encoded word can be remembered.
+
+A tokenizer here is the content of one `tokenizer.json`, the published format: `train` writes it, `load` reads it.
+"""
+
+import json
+import os
+import re
+import sys
+import unicodedata
+from codecs import getincrementaldecoder
+from collections import Counter, defaultdict
+from functools import lru_cache
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import chain, groupby, product
+
+# --- the idea ---------------------------------------------------------------------------------------------------------
+
+
+def textbook_train(words, n_merges, first):
+    """Byte-pair encoding as in Sennrich et al. (2016), algorithm 1: every pair is counted anew for each merge.
+
+    words: {tuple of token ids: count}. Returns [((left, right), new id), ...], new ids counting up from `first`.
+    Among equally frequent pairs the one with the smallest ids wins.
+    """
+    merges = []
+    for new in range(first, first + n_merges):
+        pairs = Counter()
+        for word, count in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((best, new))
+        merged = Counter()
+        for word, count in words.items():
+            merged[textbook_merge(word, best, new)] += count
+        words = merged
+    return merges
+
+
+def textbook_merge(word, pair, new):
+    """The tuple `word` with each occurrence of `pair`, from left to right, replaced by `new`."""
+    for i in range(len(word) - 1):
+        if word[i : i + 2] == pair:
+            return word[:i] + (new,) + textbook_merge(word[i + 2 :], pair, new)
+    return word
+
+
+def textbook_encode(ids, merges):
+    """Merge, while there is one, the pair of neighbours that was learned first (the leftmost of equals).
+
+    ids: list of token ids; merges: {(left, right): (rank, new id)}. Returns a list of ids.
+    """
+    ids = list(ids)
+    while True:
+        found = [(merges[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in merges]
+        if not found:
+            return ids
+        (_, new), i = min(found)
+        ids[i : i + 2] = [new]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def learn_merges(words, alphabet, vocab_size):
+    """The same merges by incremental counts: a merge only changes the pairs beside it.
+
+    words: {text: count}; alphabet: the tokens there are before any merge, strings that start with the special ones and
+    end with the 256 byte characters in order. Returns (tokens, merges): the tokens in order of id, and the merges as
+    pairs of tokens.
+
+    A word is held as a string whose n-th character is chr(token id), so finding, cutting and comparing pairs are
+    string operations, which Python does in C; and pairs compare as their ids do. The heap holds, for each pair, the
+    count it had when it was pushed; counts that fell since are put right when they reach the top. Where two merges
+    spell the same token (ab·c, a·bc) they share its id, and a pair that so appears again is merged again: this is
+    the behaviour of the Hugging Face trainer, and the merges are the same as its.
+    """
+    tokens = list(alphabet)
+    ids = {token: i for i, token in enumerate(tokens)}
+    table = [chr(ids[BYTE_CHARS[byte]]) for byte in range(256)]
+    counts = list(words.values())
+    words = [word.encode().decode("latin-1").translate(table) for word in words]
+    total = defaultdict(int)  # pair -> how often it occurs
+    where = defaultdict(list)  # pair -> the words where it may be
+    for n, (word, count) in enumerate(zip(words, counts)):
+        for i in range(len(word) - 1):
+            pair = word[i : i + 2]
+            total[pair] += count
+            where[pair].append(n)
+    heap = [(-total[pair], pair, place) for pair, place in where.items()]
+    heapify(heap)
+    merges = []
+    while heap and len(ids) < vocab_size:
+        count, pair, place = heap[0]
+        if count + total[pair]:
+            if total[pair] > 0:
+                heapreplace(heap, (-total[pair], pair, place))
+            else:
+                heappop(heap)
+            continue
+        heappop(heap)
+        left, right = pair
+        merges.append((tokens[ord(left)], tokens[ord(right)]))
+        token = merges[-1][0] + merges[-1][1]
+        new = chr(ids.setdefault(token, len(tokens)))
+        if ord(new) == len(tokens):
+            tokens.append(token)
+        where = defaultdict(list)  # the pairs that this merge makes
+        for n in place:
+            word, count = words[n], counts[n]
+            i = word.find(pair)
+            while i >= 0:
+                if i:
+                    before = word[i - 1]
+                    total[before + left] -= count
+                    total[before + new] += count
+                    where[before + new].append(n)
+                word = word[:i] + new + word[i + 2 :]
+                i += 1
+                if i < len(word):
+                    after = word[i]
+                    total[right + after] -= count
+                    total[new + after] += count
+                    where[new + after].append(n)
+                i = word.find(pair, i)
+            words[n] = word
+        for made, place in where.items():
+            if total[made] > 0:
+                heappush(heap, (-total[made], made, place))
+    return tokens, merges
+
+
+def train(text, vocab_size, pattern="gpt2", special=("<|endoftext|>",)):
+    """A Tokenizer with byte-level BPE learned from `text`: a string, or an iterable of strings (documents).
+
+    vocab_size counts the special tokens, the 256 bytes and the merges; where the text offers fewer merges the
+    vocabulary ends smaller. pattern: a name in PATTERNS, or a regular expression. The ids and merges are those of
+    Hugging Face `tokenizers`: special tokens, then bytes, then merges. ValueError for an empty text, and for a
+    vocabulary too small for the bytes and special tokens.
+    """
+    special = list(dict.fromkeys(special))
+    alphabet = special + sorted(BYTE_CHARS)
+    if vocab_size < len(alphabet):
+        raise ValueError(
+            f"a vocabulary of {vocab_size} is too small: the 256 bytes and {len(special)} special tokens need {len(alphabet)}"
+        )
+    if any(token in BYTE_CHARS or not token for token in special):
+        raise ValueError("a special token must have at least two characters")
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": pattern == "gpt2",
+    }
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS.get(pattern, pattern)}}
+    split |= {"behavior": "Isolated", "invert": False}
+    config = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": token, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for i, token in enumerate(special)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level
+        if pattern == "gpt2"
+        else {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE"}
+        | dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+        | dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+        | {"vocab": {token: i for i, token in enumerate(alphabet)}, "merges": []},
+    }
+    split_text = Tokenizer(config).split
+    words = Counter()
+    for document in [text] if isinstance(text, str) else text:
+        words.update(split_text(document))
+    if not words:
+        raise ValueError("there is no text to train a tokenizer on")
+    tokens, merges = learn_merges(words, alphabet, vocab_size)
+    config["model"]["vocab"] = {token: i for i, token in enumerate(tokens)}
+    config["model"]["merges"] = [list(merge) for merge in merges]
+    return Tokenizer(config)
+
+
+# --- split patterns ---------------------------------------------------------------------------------------------------
+
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+DIGITS = {True: r"\p{N}|\P{N}+", False: r"\p{N}+|\P{N}+"}  # each digit by itself, or runs of them
+COVERING = {*PATTERNS.values(), *DIGITS.values()}  # every character of a text is in some match
+
+
+# Text is mostly ASCII, and seldom beyond the basic plane: a class cut down to the characters that can occur is up to
+# four times as fast to match as the whole one, which has several hundred ranges.
+LIMITS = 0x7F, 0xFFFF, sys.maxunicode
+WHITE_SPACE = (
+    (9, 13),
+    (32, 32),
+    (0x85, 0x85),
+    (0xA0, 0xA0),
+    (0x1680, 0x1680),
+    (0x2000, 0x200A),
+    (0x2028, 0x2029),
+)
+WHITE_SPACE += (
+    (0x202F, 0x202F),
+    (0x205F, 0x205F),
+    (0x3000, 0x3000),
+)  # Unicode's; Python's \s has \x1c to \x1f too
+SPACES = "".join(chr(code) for first, last in WHITE_SPACE for code in range(first, last + 1))
+
+
+@lru_cache
+def categories(limit):
+    """{general category: [(first, last), ...]} of the characters up to `limit`."""
+    ranges, start = defaultdict(list), 0
+    for category, run in groupby(map(unicodedata.category, map(chr, range(limit + 1)))):
+        end = start + len(list(run))
+        ranges[category].append((start, end - 1))
+        start = end
+    return ranges
+
+
+def char_class(name, negated, limit):
+    r"""The inside of a [class]: the characters up to `limit` in a category such as L or Lu, or in \s or \d."""
+    name = {"d": "Nd"}.get(name, name)
+    if name == "s":
+        ranges = WHITE_SPACE
+    elif re.fullmatch("[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cfnos]", name):
+        ranges = sorted(
+            chain(*(rs for category, rs in categories(limit).items() if category.startswith(name)))
+        )
+    else:
+        raise ValueError(
+            f"tokenizer.json asks for \\p{{{name}}} in a split pattern, which bpe.py does not have"
+        )
+    if negated:
+        edges = [0, *chain(*((first - 1, last + 1) for first, last in ranges)), sys.maxunicode]
+        ranges = zip(edges[::2], edges[1::2])
+    # where no character qualifies, one that cannot occur keeps the class from being empty
+    ranges = [(a, b) for a, b in ranges if a <= min(b, limit)] or [(sys.maxunicode, sys.maxunicode)]
+    return "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges)
+
+
+@lru_cache
+def compile_pattern(pattern, limit):
+    r"""A split pattern for the standard `re`, exact for texts with no character beyond `limit`.
+
+    \p{...}, \s and \d become explicit classes. ValueError for what `re` lacks, or reads otherwise than Oniguruma,
+    the engine of `tokenizers`.
+    """
+    out, inside = [], False
+    for m in re.finditer(r"\\[pP](?:\{\^?\w+\}|\w)|\\.|&&|\(\?(?:<?[=!]|i?:|>)?|\}\+|.", pattern, re.S):
+        t = m[0]
+        if t[0] == "\\" and t[1] in "pPsSdD":
+            chars = char_class(t[2:].strip("{^}") or t[1].lower(), t[1].isupper() != ("^" in t), limit)
+            out.append(chars if inside else f"[{chars}]")
+        elif re.fullmatch(r"\\[^\W_nrtfvaxuAz0]|&&|\[" if inside else r"\\[^\W_nrtfvaxuAz0]|\(\?|\}\+", t):
+            raise ValueError(f"tokenizer.json asks for {t} in a split pattern, which bpe.py does not have")
+        elif inside:
+            inside = t != "]"
+            out.append(t)
+        else:
+            inside = t == "["
+            out.append({"(": "(?:", "^": "(?m:^)", "$": "(?m:$)", r"\z": r"\Z"}.get(t, t))
+    try:
+        return re.compile("".join(out))
+    except re.error as error:
+        raise ValueError(
+            f"tokenizer.json asks for the split pattern {pattern!r}, which bpe.py cannot read: {error}"
+        ) from None
+
+
+def find_limit(text):
+    """The smallest of LIMITS that no character of `text` exceeds."""
+    return LIMITS[0] if text.isascii() else LIMITS[2 if re.search("[\U00010000-\U0010ffff]", text) else 1]
+
+
+def splitter(pattern, keep="all"):
+    """A function that cuts a text (a string) into a list of pieces by a regular expression.
+
+    keep: "all" gives the matches and what lies between them, "matches" and "gaps" one of the two.
+    """
+    compile_pattern(pattern, LIMITS[0])  # so that a bad pattern is refused here
+
+    def split(text):
+        regex = compile_pattern(pattern, find_limit(text))
+        if pattern in COVERING and keep != "gaps":
+            return regex.findall(text)
+        pieces, end = [], 0
+        for m in regex.finditer(text):
+            if keep != "matches":
+                pieces.append(text[end : m.start()])
+            if keep != "gaps":
+                pieces.append(m[0])
+            end = m.end()
+        if keep != "matches":
+            pieces.append(text[end:])
+        return [piece for piece in pieces if piece]
+
+    return split
+
+
+# --- the tokenizer ----------------------------------------------------------------------------------------------------
+
+# The published files write a byte as a printable character: itself where Latin-1 has one, else one from U+0100 on.
+_printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_others = [byte for byte in range(256) if byte not in _printable]
+BYTE_CHARS = [chr(256 + _others.index(byte)) if byte in _others else chr(byte) for byte in range(256)]
+CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
+
+CACHED_WORDS, CACHED_LENGTH = 1 << 17, 64
+BLOCK = 1 << 16  # characters that `encode_iter` takes at a time
+TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+LONG_WORD = 200  # tokens from which a heap is faster than looking through the list
+NO_MERGE = sys.maxsize
+
+
+def merge_word(ids, ranks, results):
+    """`textbook_encode` with the rank of each pair kept beside it. ids is changed in place and returned.
+
+    ranks: {(left, right): rank}; results: the new id of each rank.
+    """
+    if len(ids) > LONG_WORD:
+        return merge_long_word(ids, ranks, results)
+    rank_at = [ranks.get(pair, NO_MERGE) for pair in zip(ids, ids[1:])]
+    while rank_at and (rank := min(rank_at)) < NO_MERGE:
+        i = rank_at.index(rank)
+        ids[i : i + 2] = [results[rank]]
+        del rank_at[i]
+        if i:
+            rank_at[i - 1] = ranks.get((ids[i - 1], ids[i]), NO_MERGE)
+        if i < len(rank_at):
+            rank_at[i] = ranks.get((ids[i], ids[i + 1]), NO_MERGE)
+    return ids
+
+
+def merge_long_word(ids, ranks, results):
+    """The same in O(n log n): a doubly linked list of tokens, and a heap of (rank, position) of their pairs."""
+    n = len(ids)
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+    heap = [(ranks[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in ranks]
+    heapify(heap)
+    while heap:
+        rank, i = heappop(heap)
+        j = after[i]
+        if j == n or ranks.get((ids[i], ids[j])) != rank:  # one of the two was merged meanwhile
+            continue
+        ids[i], ids[j] = results[rank], None
+        after[i] = k = after[j]
+        if k < n:
+            before[k] = i
+            if (ids[i], ids[k]) in ranks:
+                heappush(heap, (ranks[ids[i], ids[k]], i))
+        if (h := before[i]) >= 0 and (ids[h], ids[i]) in ranks:
+            heappush(heap, (ranks[ids[h], ids[i]], h))
+    return [token for token in ids if token is not None]
+
+
+class Cache(dict):
+    """word -> its ids, filled as it is asked; bounded, so that a long text needs no more memory than a short one."""
+
+    def __init__(self, encode_word):
+        self.encode_word = encode_word
+
+    def __missing__(self, word):
+        ids = self.encode_word(word)
+        if len(word) <= CACHED_LENGTH:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+def refuse(condition, what):
+    if condition:
+        raise ValueError(f"tokenizer.json asks for {what}, which bpe.py does not have")
+
+
+def sequence(spec, key):
+    """The parts of a component of tokenizer.json: none, itself, or those of a Sequence, which it holds under `key`."""
+    if spec and spec["type"] == "Sequence":
+        return [part for inner in spec[key] for part in sequence(inner, key)]
+    return [spec] if spec else []
+
+
+def pre_tokenizer(spec):
+    """The functions, each from an iterable of pieces to an iterable of pieces, that one pre-tokenizer stands for."""
+    prefix = [lambda pieces: (piece if piece[0] == " " else " " + piece for piece in pieces)]
+    prefix *= spec["type"] == "ByteLevel" and spec.get("add_prefix_space", True)
+    if spec["type"] == "ByteLevel":
+        if not spec.get("use_regex", True):
+            return prefix
+        split = splitter(PATTERNS["gpt2"])
+    elif spec["type"] == "Digits":
+        split = splitter(DIGITS[spec.get("individual_digits", False)])
+    elif spec["type"] == "Split":
+        ((form, pattern),) = spec["pattern"].items()
+        keep = {"Isolated": "all", "Removed": "matches" if spec.get("invert") else "gaps"}.get(
+            spec["behavior"]
+        )
+        refuse(keep is None, f"a Split with the behaviour {spec['behavior']}")
+        split = splitter({"Regex": pattern, "String": re.escape(pattern)}[form], keep)
+    else:
+        refuse(True, f"the pre-tokenizer {spec['type']}")
+    return [*prefix, lambda pieces: chain.from_iterable(map(split, pieces))]
+
+
+class Tokenizer:
+    """Byte-level BPE as one tokenizer.json describes it; `config` is its content.
+
+    vocab_size: one more than the largest id. token_bytes: the bytes of each id, in a list. special: {text: id} of the
+    special tokens. bos, eos: lists of the ids that the file would put before and after a text; `encode` adds none.
+    ValueError, by name, for what bpe.py does not have.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        model, added = config["model"], config.get("added_tokens") or []
+        refuse(model.get("type", "BPE") != "BPE", f"the model {model.get('type')}")
+        for option in "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback":
+            refuse(model.get(option), option)
+        refuse(model.get("unk_token") and model.get("fuse_unk"), "fuse_unk")
+        for option in "truncation", "padding":
+            refuse(config.get(option), option)
+        for token in added:
+            refuse(token.get("single_word"), f"single_word in the added token {token['content']!r}")
+        for part in sequence(config.get("normalizer"), "normalizers"):
+            refuse(part["type"] != "NFC", f"the normalizer {part['type']}")
+        self._nfc = bool(sequence(config.get("normalizer"), "normalizers"))
+        for part in sequence(config.get("decoder"), "decoders"):
+            refuse(part["type"] != "ByteLevel", f"the decoder {part['type']}")
+        splits = sequence(config.get("pre_tokenizer"), "pretokenizers")
+        kinds = [part["type"] for part in splits]
+        self._steps = [step for part in splits for step in pre_tokenizer(part)]
+        self._prefix_space = any(
+            part["type"] == "ByteLevel" and part.get("add_prefix_space", True) for part in splits
+        )
+        self._local = all(
+            part["type"] != "Split" or part["pattern"].get("Regex") in COVERING for part in splits
+        )
+        refuse("ByteLevel" not in kinds, "a pre-tokenizer without ByteLevel")
+        refuse("ByteLevel" in kinds[:-1], "a pre-tokenizer after ByteLevel")
+
+        vocab = model["vocab"]
+        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in model["merges"]]
+        self._ranks = {(vocab[left], vocab[right]): rank for rank, (left, right) in enumerate(merges)}
+        self._results = [vocab[left + right] for left, right in merges]
+        # a byte that the vocabulary lacks becomes the unknown token or, where there is none, vanishes
+        self._byte_ids = [vocab.get(char, vocab.get(model.get("unk_token"))) for char in BYTE_CHARS]
+        spelled = {i: token_to_bytes(token) for token, i in vocab.items()}
+        self._whole = {text: i for i, text in spelled.items()} if model.get("ignore_merges") else {}
+
+        ids = {token["content"]: vocab.get(token["content"], token["id"]) for token in added}
+        self.special = {token["content"]: ids[token["content"]] for token in added if token.get("special")}
+        self._added = {  # (whether on normalised text, whether special tokens count): how to find added tokens
+            key: find_added([t | {"id": ids[t["content"]]} for t in added if t["content"]], *key, self._nfc)
+            for key in product((False, True), repeat=2)
+        }
+        self._added_spellings = {
+            form for token in ids for form in (token, unicodedata.normalize("NFC", token))
+        }
+        spelled |= {i: token.encode() for token, i in ids.items()}
+        self.vocab_size = 1 + max(spelled)
+        self.token_bytes = [spelled.get(i, b"") for i in range(self.vocab_size)]
+        self.bos, self.eos = template(config.get("post_processor"))
+        self._cache = Cache(self._encode_word)
+
+    def encode(self, text, allow_special=False):
+        """The ids of a text, as `tokenizers` gives them with add_special_tokens=False.
+
+        text: str, or bytes that need not be UTF-8. The text of a special token gives its id only where
+        `allow_special`; else it is text like any other.
+        """
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "surrogateescape")
+        ids = []
+        for section, token in self._sections(text, allow_special):
+            if token is None:
+                ids += chain.from_iterable(map(self._cache.__getitem__, self.split(section)))
+            else:
+                ids.append(token)
+        return ids
+
+    def split(self, text):
+        """An iterator over the words (pieces that no merge crosses) of a text without added tokens."""
+        pieces = iter([text] if text else [])
+        for step in self._steps:
+            pieces = step(pieces)
+        return pieces
+
+    def decode_bytes(self, ids):
+        """The bytes that the ids stand for. ValueError for an id outside the vocabulary."""
+        try:
+            return b"".join(map(self.token_bytes.__getitem__, ids))
+        except IndexError:
+            raise ValueError(f"ids must be below the vocabulary size, {self.vocab_size}") from None
+
+    def decode(self, ids):
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def stream(self, ids):
+        """Yield the text of an iterable of ids piece by piece, as soon as its characters are complete."""
+        decoder = getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            if piece := decoder.decode(self.decode_bytes([i])):
+                yield piece
+        if piece := decoder.decode(b"", final=True):
+            yield piece
+
+    def encode_iter(self, chunks, allow_special=False):
+        """Yield the ids of a text that comes as an iterable of strings: those of `encode` on all of it.
+
+        Only what follows the last safe cut is held, about BLOCK characters, whatever the length of the text. Where
+        the file has a split pattern other than those known here no cut can be known to be safe, and all is held.
+        """
+        held, enough = "", BLOCK
+        for chunk in chunks:
+            held += chunk
+            if len(held) >= enough:
+                cut = self._safe_cut(held)
+                yield from self.encode(held[:cut], allow_special)
+                held = held[cut:]
+                enough = BLOCK + 2 * len(held)
+        yield from self.encode(held, allow_special)
+
+    def save(self, path):
+        """Write tokenizer.json, atomically: to `path` itself, or inside it where it is a folder.
+
+        In a folder tokenizer_config.json goes beside it, which lets AutoTokenizer of transformers open the folder.
+        """
+        path = os.fspath(path)
+        if os.path.isdir(path):
+            write_json(os.path.join(path, "tokenizer_config.json"), TOKENIZER_CONFIG)
+            path = os.path.join(path, "tokenizer.json")
+        write_json(path, self.config)
+
+    def _encode_word(self, word):
+        data = word.encode("utf-8", "surrogateescape")
+        if data in self._whole:
+            return [self._whole[data]]
+        ids = [i for i in map(self._byte_ids.__getitem__, data) if i is not None]
+        return merge_word(ids, self._ranks, self._results)
+
+    def _safe_cut(self, text):
+        """The last place where `text` can be cut so that its halves, whatever follows, give the ids of the whole.
+
+        That is between a letter or digit and a space or punctuation mark: in the known patterns no word and no
+        lookahead spans the two, nor does a character composed by NFC. An added token that could must not be there.
+        """
+        if not self._local:
+            return 0
+        reach = max(map(len, self._added_spellings), default=0)
+        for cut in range(len(text) - max(reach, 1), 0, -1):
+            edge = text[cut] in " \n" or unicodedata.category(text[cut])[0] in "PZ" and text[cut] != "'"
+            if edge and text[cut - 1].isalnum() and (text[cut] == " " or not self._prefix_space):
+                # enough of the text on the left for `reach` characters of it in NFC
+                left = text[max(0, cut - 8 * reach) : cut]
+                left = unicodedata.normalize("NFC", left) if self._nfc else left
+                near, here = left + text[cut : cut + reach], len(left)
+                if all(
+                    near.find(t, max(0, here - len(t)), here + len(t) - 1) < 0 for t in self._added_spellings
+                ):
+                    return cut
+        return 0
+
+    def _sections(self, text, allow_special):
+        """Cut a text at its added tokens: a list of (text between them, None) and (None, id)."""
+        sections = [(text, None)]
+        for normalized in False, True:
+            if normalized and self._nfc:
+                sections = [(text and unicodedata.normalize("NFC", text), token) for text, token in sections]
+            if find := self._added[normalized, allow_special]:
+                cut = ([section] if section[0] is None else find(section[0]) for section in sections)
+                sections = list(chain.from_iterable(cut))
+        return sections
+
+
+def find_added(added, normalized, allow_special, nfc):
+    """A function that cuts a text at those of the added tokens that apply: -> [(text, None) or (None, id), ...].
+
+    Where several begin at one place, the longest wins. None if none applies.
+    """
+    tokens = {
+        unicodedata.normalize("NFC", token["content"]) if nfc and normalized else token["content"]: token
+        for token in added
+        if bool(token.get("normalized")) == normalized and (allow_special or not token.get("special"))
+    }
+    regex = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+
+    def cut(text):
+        sections, end = [], 0
+        for m in regex.finditer(text):
+            token, (start, stop) = tokens[m[0]], m.span()
+            before = text[end:start]
+            if token.get("lstrip"):
+                before = before.rstrip(SPACES)
+            if token.get("rstrip"):
+                stop = re.compile(f"[{SPACES}]*").match(text, stop).end()
+            sections += [(before, None), (None, token["id"])]
+            end = stop
+        return [*sections, (text[end:], None)]
+
+    return cut if tokens else None
+
+
+def token_to_bytes(token):
+    """The bytes that a token of the vocabulary is written for."""
+    try:
+        return bytes(map(CHAR_BYTES.__getitem__, token))
+    except KeyError:  # not a byte-level spelling: an added token, which stands for its own text
+        return token.encode()
+
+
+def template(post_processor):
+    """(bos, eos): the ids that a post_processor puts before and after one text."""
+    bos, eos = [], []
+    for part in sequence(post_processor, "processors"):
+        if part["type"] == "TemplateProcessing":
+            side = bos
+            for item in part["single"]:
+                if "Sequence" in item:
+                    side = eos
+                else:
+                    side += part["special_tokens"][item["SpecialToken"]["id"]]["ids"]
+        elif part["type"] in ("RobertaProcessing", "BertProcessing"):
+            bos, eos = [part["cls"][1]], [part["sep"][1]]
+        else:
+            refuse(part["type"] != "ByteLevel", f"the post-processor {part['type']}")
+    return bos, eos
+
+
+def write_json(path, content):
+    part = f"{path}.{os.getpid()}.part"
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=2)
+    os.replace(part, path)
+
+
+def load(path):
+    """The Tokenizer of a tokenizer.json. ValueError for a file that is not one, or asks for what bpe.py lacks."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Tokenizer(json.load(file))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a tokenizer.json that can be read: {error!r}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

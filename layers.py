@@ -1,0 +1,219 @@
+"""Transformers actuales: the layers every block is made of.
+
+Each function returns its value and its own backward pass: `y, backward = f(x, weight)`, then
+`dx, dweight = backward(dy)`. A backward pass is the transpose of the forward's derivative, so for
+each formula below it is two or three lines of algebra, written right under it.
+
+Shapes: `...` any leading axes, usually (batch, time); linear weights are (out, in).
+"""
+
+from backend import scatter_add, xp
+
+IGNORE = -100  # a target that takes no part in the loss: padding, a prompt, a token that was not masked
+
+
+def linear(x, weight, bias=None):
+    """y = x Wᵀ + b.
+
+    x: (..., in); weight: (out, in); bias: (out,) or None. Returns y (..., out) and
+    backward(dy) -> (dx, dweight), and dbias third where there is a bias.
+    """
+    rows = x.reshape(-1, x.shape[-1])  # one large product instead of one a sequence
+    y = rows @ weight.T
+    if bias is not None:
+        y += bias
+
+    def backward(dy):
+        dy = dy.reshape(-1, weight.shape[0])
+        dx = (dy @ weight).reshape(x.shape)
+        dweight = dy.T @ rows
+        return (dx, dweight) if bias is None else (dx, dweight, dy.sum(axis=0))
+
+    return y.reshape(*x.shape[:-1], weight.shape[0]), backward
+
+
+def project(x, weights, name):
+    """`linear` by the published name: weights[name.weight], and weights[name.bias] where there is one.
+
+    Returns y and backward(dy) -> (dx, {name.weight: gradient, ...}).
+    """
+    names = [f"{name}.weight", f"{name}.bias"]
+    y, linear_backward = linear(x, weights[names[0]], weights.get(names[1]))
+
+    def backward(dy):
+        dx, *dweights = linear_backward(dy)
+        return dx, dict(zip(names, dweights, strict=False))
+
+    return y, backward
+
+
+def embedding(tokens, weight):
+    """Row `token` of the table for each token: a linear layer on one-hot vectors, without the zeros.
+
+    tokens: (...) integers; weight: (vocab, dim). Returns y (..., dim) and backward(dy) -> dweight.
+    """
+
+    def backward(dy):
+        dweight = xp.zeros_like(weight)
+        scatter_add(dweight, tokens.reshape(-1), dy.reshape(-1, weight.shape[1]))
+        return dweight
+
+    return weight[tokens], backward
+
+
+def rms_norm(x, weight, eps=1e-6):
+    """Root-mean-square normalisation, y = w · x / √(mean(x²) + eps) (Zhang & Sennrich 2019).
+
+    x: (..., dim); weight: (dim,). Returns y, shaped like x, and backward(dy) -> (dx, dweight).
+    """
+    dim = x.shape[-1]
+    scale = (xp.einsum("...i,...i->...", x, x)[..., None] / dim + eps) ** -0.5
+    unit = x * scale
+    y = unit * weight
+
+    def backward(dy):
+        dx = dy * weight
+        # the norm of `unit` is fixed, so the gradient along `unit` cannot pass
+        along = xp.einsum("...i,...i->...", dx, unit)[..., None] / dim
+        dx -= unit * along
+        dx *= scale
+        dweight = xp.einsum("ni,ni->i", dy.reshape(-1, dim), unit.reshape(-1, dim))
+        return dx, dweight
+
+    return y, backward
+
+
+def layer_norm(x, weight, bias, eps=1e-5):
+    """Layer normalisation, y = w · (x - mean) / √(var + eps) + b (Ba et al. 2016): RMSNorm of what is
+    left of x after its mean.
+
+    x: (..., dim); weight, bias: (dim,). Returns y and backward(dy) -> (dx, dweight, dbias).
+    """
+    y, norm_backward = rms_norm(x - x.mean(axis=-1, keepdims=True), weight, eps)
+
+    def backward(dy):
+        dcentred, dweight = norm_backward(dy)
+        dx = dcentred - dcentred.mean(axis=-1, keepdims=True)
+        return dx, dweight, dy.reshape(-1, x.shape[-1]).sum(axis=0)
+
+    return y + bias, backward
+
+
+def silu(x):
+    """silu(x) = x σ(x), also called swish (Hendrycks & Gimpel 2016). Returns y and backward(dy) -> dx."""
+    sigmoid = xp.tanh(x * 0.5)  # σ(x) = (1 + tanh(x/2)) / 2 cannot overflow, as exp(-x) can
+    sigmoid += 1
+    sigmoid *= 0.5
+    y = x * sigmoid
+
+    def backward(dy):
+        # y' = σ + xσ(1 - σ) = σ + y - yσ
+        dx = sigmoid + y
+        dx -= y * sigmoid
+        dx *= dy
+        return dx
+
+    return y, backward
+
+
+def swiglu(x, weights):
+    """The gated feed-forward layer, W_down (silu(W_gate x) · W_up x) (Shazeer 2020).
+
+    x: (..., dim); weights: {gate,up}_proj.weight (hidden, dim) and down_proj.weight (dim, hidden), with
+    .bias where the model has them. Returns y (..., dim) and backward(dy) -> (dx, dweights).
+    """
+    gate, gate_backward = project(x, weights, "gate_proj")
+    active, silu_backward = silu(gate)
+    up, up_backward = project(x, weights, "up_proj")
+    y, down_backward = project(active * up, weights, "down_proj")
+
+    def backward(dy):
+        dproduct, ddown = down_backward(dy)
+        dx, dup = up_backward(dproduct * active)
+        dproduct *= up
+        dx_gate, dgate = gate_backward(silu_backward(dproduct))
+        dx += dx_gate
+        return dx, dgate | dup | ddown
+
+    return y, backward
+
+
+def softmax(x):
+    """p_i = exp(x_i) / Σ_j exp(x_j) over the last axis; a row of -inf alone, with nothing to choose, gives zeros.
+
+    Returns p, shaped like x, and backward(dp) -> dx.
+    """
+    largest = x.max(axis=-1, keepdims=True)
+    p = xp.exp(x - xp.where(largest == -xp.inf, 0, largest))
+    total = p.sum(axis=-1, keepdims=True)
+    p /= xp.where(total == 0, 1, total)
+
+    def backward(dp):
+        # dp_i/dx_j = p_i (δ_ij - p_j)
+        return p * (dp - (dp * p).sum(axis=-1, keepdims=True))
+
+    return p, backward
+
+
+def cross_entropy(logits, targets):
+    """Mean over the tokens of -log softmax(logits)[target], in nats. The textbook version.
+
+    logits: (..., vocab); targets: (...) integers, IGNORE (-100) where a token does not count.
+    Returns the loss, a float, and backward(dloss=1) -> dlogits. Without any target the loss is 0.
+    """
+    counted = targets != IGNORE
+    p, _ = softmax(logits)
+    target = xp.where(counted, targets, 0)[..., None]
+    likelihood = xp.take_along_axis(p, target, axis=-1)[..., 0]
+    count = max(1, int(counted.sum()))
+    loss = -float((xp.log(likelihood) * counted).sum()) / count
+
+    def backward(dloss=1.0):
+        # d(-log p_t)/dx = p - onehot(t)
+        onehot = xp.arange(logits.shape[-1]) == target
+        return (p - onehot) * (counted * (dloss / count))[..., None].astype(p.dtype)
+
+    return loss, backward
+
+
+def linear_cross_entropy(x, weight, targets, chunk=None):
+    """The language-model head and the cross-entropy in one, equal to cross_entropy(linear(x, weight), targets).
+
+    With a vocabulary of 128,000 the logits are by far the largest array of a training step, so they
+    exist for `chunk` tokens at a time only, and the backward pass computes them again: one product
+    more, for memory that grows neither with the batch nor with the context.
+
+    x: (..., dim); weight: (vocab, dim); targets: (...) integers or IGNORE.
+    Returns the loss in nats, a float, and backward(dloss=1) -> (dx, dweight).
+    """
+    vocab, dim = weight.shape
+    chunk = chunk or max(128, 2**18 // vocab)  # a mebibyte of float32 logits stays in the cache
+    counted = xp.flatnonzero(targets.reshape(-1) != IGNORE)
+    rows, targets = x.reshape(-1, dim)[counted], targets.reshape(-1)[counted]
+    parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]
+    log_total = xp.empty(len(rows), x.dtype)
+    total = 0.0
+    for part in parts:
+        logits = rows[part] @ weight.T
+        right = xp.take_along_axis(logits, targets[part, None], axis=-1)[:, 0]
+        largest = logits.max(axis=-1)
+        logits -= largest[:, None]
+        log_total[part] = xp.log(xp.exp(logits, out=logits).sum(axis=-1)) + largest
+        total += float((log_total[part] - right).sum())
+    count = max(1, len(rows))
+
+    def backward(dloss=1.0):
+        drows, dweight = xp.empty_like(rows), xp.zeros_like(weight)
+        for part in parts:
+            dlogits = rows[part] @ weight.T
+            dlogits -= log_total[part, None]
+            xp.exp(dlogits, out=dlogits)  # the softmax
+            dlogits[xp.arange(len(dlogits)), targets[part]] -= 1
+            dlogits *= dloss / count
+            drows[part] = dlogits @ weight
+            dweight += dlogits.T @ rows[part]
+        dx = xp.zeros(x.shape, x.dtype)
+        dx.reshape(-1, dim)[counted] = drows
+        return dx, dweight
+
+    return total / count, backward

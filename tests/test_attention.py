@@ -1,0 +1,201 @@
+"""Attention: flash = textbook for every mask, gradients, and what a token may and may not see."""
+
+import numpy as np
+import pytest
+from gradcheck import check, close, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import posenc
+from attention import KVCache, attention, flash_attention, look, self_attention
+from backend import xp
+
+seed = st.integers(0, 2**32 - 1)
+fast = settings(max_examples=40, deadline=None)
+maybe_window = st.none() | st.integers(1, 12)
+# batch, kv_heads, heads a key head serves, queries, keys before the first query, dim, dim of v
+sizes = st.tuples(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 11), st.integers(0, 5),
+    st.integers(1, 4), st.integers(1, 4),
+)  # fmt: skip
+
+
+def qkv(sizes, seed, dtype=np.float64):
+    batch, kv_heads, group, queries, before, dim, v_dim = sizes
+    q = normal(seed, batch, kv_heads * group, queries, dim, dtype=dtype)
+    k = normal(seed + 1, batch, kv_heads, before + queries, dim, dtype=dtype)
+    return q, k, normal(seed + 2, batch, kv_heads, before + queries, v_dim, dtype=dtype)
+
+
+@fast
+@given(sizes, st.booleans(), seed)
+def test_textbook_gradients(sizes, has_mask, seed):
+    q, k, v = qkv(sizes, seed)
+    shape = (*q.shape[:3], k.shape[2])
+    mask = xp.asarray(np.random.default_rng(seed).random(shape) < 0.5) if has_mask else None
+    check(lambda q, k, v: attention(q, k, v, mask), q, k, v, seed=seed)
+
+
+@fast
+@given(sizes, st.booleans(), maybe_window, st.booleans(), st.booleans(), st.integers(1, 6), seed)
+def test_flash_is_the_textbook_attention(sizes, causal, window, has_padding, has_slopes, block, seed):
+    q, k, v = qkv(sizes, seed)
+    queries, keys = q.shape[2], k.shape[2]
+    mask, padding, slopes = look(queries, keys, causal, window), None, None
+    if has_padding:
+        padding = xp.asarray(np.random.default_rng(seed).random((len(q), keys)) < 0.7)
+        mask = mask & padding[:, None, None, :]
+    if has_slopes:  # a bias on the scores is a further dimension of q and k, where dim hides it in scale 1
+        slopes = posenc.alibi_slopes(q.shape[1], xp.float64)
+        bias = posenc.alibi_bias(q.shape[1], queries, keys, xp.float64)
+        onehot = xp.broadcast_to(xp.eye(keys), (len(k), q.shape[1], keys, keys))
+        wide_q = xp.concatenate([q, xp.broadcast_to(bias, (len(q), *bias.shape))], axis=-1)
+        group = q.shape[1] // k.shape[1]
+        wide_k = xp.concatenate([xp.repeat(k, group, axis=1), onehot], axis=-1)
+        y, backward = attention(wide_q, wide_k, xp.repeat(v, group, axis=1), mask, scale=1)
+        by_group = lambda d: d.reshape(k.shape[0], k.shape[1], group, keys, -1).sum(axis=2)
+        dq, dk, dv = backward(y)
+        expected = dq[..., : q.shape[-1]], by_group(dk[..., : k.shape[-1]]), by_group(dv)
+    else:
+        y, backward = attention(q, k, v, mask, scale=1)
+        expected = backward(y)
+    options = {"causal": causal, "window": window, "padding": padding, "slopes": slopes}
+    flash_y, flash_backward = flash_attention(q, k, v, scale=1, block=block, **options)
+    close(flash_y, y)
+    for ours, textbook in zip(flash_backward(y), expected, strict=True):
+        close(ours, textbook)
+
+
+@fast
+@given(sizes, st.booleans(), maybe_window, st.integers(1, 6), seed)
+def test_flash_gradients(sizes, causal, window, block, seed):
+    q, k, v = qkv(sizes, seed)
+    check(lambda q, k, v: flash_attention(q, k, v, causal, window, block=block), q, k, v, seed=seed)
+
+
+@fast
+@given(sizes, seed)
+def test_scores_far_from_zero_stay_finite(sizes, seed):
+    q, k, v = qkv(sizes, seed, np.float32)
+    y, backward = flash_attention(q * 1e3, k * 1e3, v, block=4)
+    close(y, attention(q * 1e3, k * 1e3, v, look(q.shape[2], k.shape[2]))[0], 1e-4)
+    assert all(xp.isfinite(d).all() for d in backward(y))
+
+
+def test_a_query_that_may_look_nowhere_gets_zeros():
+    q, k, v = qkv((2, 1, 2, 5, 0, 4, 4), 0)
+    padding = xp.asarray(np.array([[True] * 5, [False] * 5]))
+    for y, backward in flash_attention(q, k, v, padding=padding), attention(q, k, v, padding[:, None, None]):
+        assert not y[1].any() and xp.isfinite(y).all()
+        assert all(not d[1].any() and xp.isfinite(d).all() for d in backward(xp.ones_like(y)))
+
+
+@fast
+@given(sizes, seed)
+def test_keys_have_no_order(sizes, seed):
+    q, k, v = qkv(sizes, seed)
+    order = np.random.default_rng(seed).permutation(k.shape[2])
+    close(attention(q, k[:, :, order], v[:, :, order])[0], attention(q, k, v)[0])
+    close(flash_attention(q, k[:, :, order], v[:, :, order], causal=False, block=3)[0], attention(q, k, v)[0])
+
+
+@fast
+@given(sizes, seed)
+def test_attention_stays_between_the_values(sizes, seed):
+    q, k, v = qkv(sizes, seed)
+    y, _ = flash_attention(q, k, xp.ones_like(v), block=4)
+    close(y, xp.ones_like(y))
+
+
+def test_flash_memory_is_linear_in_the_length():
+    import tracemalloc
+
+    if xp is not np:
+        pytest.skip("tracemalloc sees main memory only")
+    peaks = []
+    for time in 2048, 4096:
+        q, k, v = qkv((1, 1, 1, time, 0, 16, 16), 0, np.float32)
+        tracemalloc.start()
+        y, backward = flash_attention(q, k, v)
+        backward(y)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.2 * peaks[0] and peaks[1] < 4096 * 4096 * 4 / 8
+
+
+# --- a block's attention ---
+
+
+def block_weights(seed, hidden, heads, kv_heads, dim, qk_norm=True, bias=True):
+    out = {"q": heads * dim, "k": kv_heads * dim, "v": kv_heads * dim}
+    weights = {f"{n}_proj.weight": normal(seed + i, out[n], hidden) for i, n in enumerate("qkv")}
+    weights["o_proj.weight"] = normal(seed + 3, hidden, heads * dim)
+    if bias:
+        weights |= {f"{n}_proj.bias": normal(seed + i, out.get(n, hidden)) for i, n in enumerate("qkvo")}
+    if qk_norm:
+        weights |= {f"{n}_norm.weight": 1 + 0.1 * normal(seed, dim) for n in "qk"}
+    return weights
+
+
+def rope_tables(time, dim):
+    return posenc.rope_tables(xp.arange(time), posenc.rope_frequencies(dim)[0], dtype=xp.float64)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans(), seed)
+def test_self_attention_gradients(kv_heads, group, qk_norm, bias, has_rope, seed):
+    weights = block_weights(seed, 6, kv_heads * group, kv_heads, 4, qk_norm, bias)
+    rope = rope_tables(5, 4) if has_rope else None
+    function = lambda x, weights: self_attention(x, weights, kv_heads * group, kv_heads, rope)
+    check(function, normal(seed, 2, 5, 6), weights, seed=seed, tolerance=1e-5)
+
+
+@fast
+@given(st.integers(2, 9), st.integers(1, 8), maybe_window, seed)
+def test_a_later_token_changes_no_earlier_output_and_rows_do_not_see_each_other(time, cut, window, seed):
+    cut = min(cut, time - 1)
+    weights, x = block_weights(seed, 6, 4, 2, 4), normal(seed, 2, time, 6)
+    other = x.copy()
+    other[0, cut:] += 1.0
+    y, changed = (
+        self_attention(v, weights, 4, 2, rope_tables(time, 4), window=window)[0] for v in (x, other)
+    )
+    close(changed[0, :cut], y[0, :cut])
+    close(changed[1], y[1])
+    assert abs(changed[0, cut:] - y[0, cut:]).max() > 1e-9
+
+
+@fast
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), maybe_window, seed)
+def test_cached_is_uncached(steps, window, seed):
+    time = sum(steps)
+    weights, x = block_weights(seed, 6, 4, 2, 4), normal(seed, 2, time, 6)
+    cos, sin = rope_tables(time, 4)
+    whole, _ = self_attention(x, weights, 4, 2, (cos, sin), window=window)
+    cache, start = KVCache(), 0
+    for step in steps:
+        now = slice(start, start + step)
+        part, _ = self_attention(x[:, now], weights, 4, 2, (cos[now], sin[now]), cache=cache, window=window)
+        close(part, whole[:, now])
+        start += step
+
+
+def test_the_cache_copies_a_constant_number_of_times():
+    cache, copied = KVCache(), 0
+    for _ in range(5000):
+        capacity = 0 if cache.k is None else cache.k.shape[2]
+        cache.append(xp.zeros((1, 1, 1, 2)), xp.zeros((1, 1, 1, 3)))
+        copied += cache.length if cache.k.shape[2] != capacity else 0
+    assert cache.length == 5000 and copied < 2 * 5000
+
+
+@fast
+@given(st.integers(1, 2), st.integers(1, 3), seed)
+def test_grouped_query_attention_is_multi_head_attention_with_repeated_keys(kv_heads, group, seed):
+    heads, x = kv_heads * group, normal(seed, 2, 5, 6)
+    weights = block_weights(seed, 6, heads, kv_heads, 4)
+    repeated = dict(weights)
+    for name in "k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias":
+        w = weights[name]
+        repeated[name] = xp.repeat(w.reshape(kv_heads, 4, -1), group, axis=0).reshape(heads * 4, *w.shape[1:])
+    close(self_attention(x, weights, heads, kv_heads)[0], self_attention(x, repeated, heads, heads)[0])
