@@ -1,0 +1,110 @@
+"""Proceso de entrenamiento: the optimisers, from a gradient to new weights.
+
+AdamW divides each number's gradient by its usual size, so that every number moves at the learning rate:
+
+    m = β₁m + (1-β₁)g,  v = β₂v + (1-β₂)g²,  w = w - lr (m̂ / (√v̂ + ε) + λw)    (Loshchilov & Hutter 2019)
+
+Muon does the same for a matrix as a whole: it moves by the nearest matrix whose singular values are all 1,
+so that no direction of the layer is left behind                                (Jordan et al. 2024).
+"""
+
+import math
+
+from backend import xp
+
+
+def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2), in place.
+
+    w, g: the weight and its gradient, of one shape. state: {"m", "v"}, filled at the first step.
+    step: counts from 1. lr: the learning rate. weight_decay: λ, the share of w lost per lr.
+    """
+    if not state:
+        state["m"], state["v"] = xp.zeros_like(w), xp.zeros_like(w)
+    m, v = state["m"], state["v"]
+    m += (1 - betas[0]) * (g - m)
+    v += (1 - betas[1]) * (g * g - v)
+    # both began at 0 and so are too small by the factor 1 - β^step
+    size = xp.sqrt(v / (1 - betas[1] ** step))
+    size += eps
+    w *= 1 - lr * weight_decay
+    w -= (lr / (1 - betas[0] ** step)) * m / size
+
+
+def orthogonalise(g, steps=5):
+    """U Vᵀ of the singular value decomposition g = U S Vᵀ, roughly, by matrix products alone.
+
+    Newton-Schulz: each step puts the singular values s ≤ 1 through 3.4445 s - 4.7750 s³ + 2.0315 s⁵, which
+    after five lie between about 0.7 and 1.2, from wherever they came (Jordan et al. 2024).
+
+    g: (rows, cols). Returns a matrix of that shape.
+    """
+    if g.shape[0] > g.shape[1]:
+        return orthogonalise(g.T, steps).T  # the smaller of g gᵀ and gᵀ g
+    x = g / (math.sqrt(float((g * g).sum())) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * (gram @ gram) - 4.7750 * gram) @ x
+    return x
+
+
+def muon(w, g, state, lr, momentum=0.95, weight_decay=0.1):
+    """One step of Muon with Nesterov momentum, in place (Jordan et al. 2024).
+
+    The update is scaled to the size of AdamW's, 0.2 √max(rows, cols), so that both share a learning rate and
+    a weight decay (Liu et al. 2025, equation 4).
+
+    w, g: (rows, cols). state: {"m"}, filled at the first step.
+    """
+    if not state:
+        state["m"] = xp.zeros_like(w)
+    m = state["m"]
+    m *= momentum
+    m += g
+    w *= 1 - lr * weight_decay
+    w -= (lr * 0.2 * math.sqrt(max(w.shape))) * orthogonalise(g + momentum * m)
+
+
+class Optimizer:
+    """AdamW for every weight, or Muon for the matrices inside the layers and AdamW for the rest:
+    embeddings and head, whose rows are used one at a time, and norms.
+
+    kind: "adamw" or "muon". state: {weight's name: {array's name: array}}, what a checkpoint has to keep.
+    """
+
+    def __init__(self, kind, lr, weight_decay=0.1):
+        if kind not in ("adamw", "muon"):
+            raise ValueError(f"the optimiser must be adamw or muon, not {kind!r}")
+        self.kind, self.lr, self.weight_decay = kind, lr, weight_decay
+        self.steps = 0
+        self.state = {}
+
+    def step(self, params, grads, schedule=1.0, map=map):
+        """Changes params in place. schedule: a factor of the learning rate; map: a pool's, to use its threads."""
+        self.steps += 1
+        lr = self.lr * schedule
+
+        def update(name):
+            w, g, state = params[name], grads[name], self.state.setdefault(name, {})
+            if self.kind == "muon" and w.ndim == 2 and ".layers." in name:
+                muon(w, g, state, lr, weight_decay=self.weight_decay)
+            else:
+                # what has one dimension is a norm or a bias, which must not shrink to 0
+                adamw(w, g, state, self.steps, lr, weight_decay=self.weight_decay if w.ndim > 1 else 0.0)
+
+        for _ in map(update, params):
+            pass
+
+
+def clip(grads, largest=1.0):
+    """Scales the gradients, in place, so that their common norm is at most `largest`; returns the norm before."""
+    norm = math.sqrt(sum(float(xp.vdot(g, g)) for g in grads.values()))
+    if norm > largest:
+        for g in grads.values():
+            g *= largest / norm
+    return norm
+
+
+def warm_up_and_decay(progress, warm_up=0.05, decay=0.6):
+    """The learning rate's factor at `progress` (0 to 1): up, level, and down to 0 over the last `decay`."""
+    return max(0.0, min(1.0, progress / warm_up, (1 - progress) / decay))

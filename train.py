@@ -1,0 +1,563 @@
+"""Proceso de entrenamiento: pre-entrenamiento, from plain text to a language model.
+
+Semi-supervised learning needs no labels: the text is its own answer. With the causal objective the model
+continues it, and every token is the target of those before it; with the masked one (BERT, Devlin et al. 2019)
+some tokens are hidden, and the model, which sees both sides, fills the gaps.
+
+    python train.py                                     Python's own documentation, three minutes
+    python train.py --data book.txt --minutes 10 --out runs/book
+    python train.py --resume runs/book                  go on after an interruption
+    python model.py --load runs/book --prompt "Once"    talk to what came out
+
+A run writes one folder: a checkpoint in the published format (config.json, model.safetensors, tokenizer.json),
+training.safetensors to go on from, metrics.jsonl, and loss.png.
+"""
+
+import argparse
+import bz2
+import dataclasses
+import gzip
+import hashlib
+import json
+import lzma
+import math
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+import bpe
+import model
+from backend import to_numpy, xp
+from layers import IGNORE
+from optim import Optimizer, clip, warm_up_and_decay
+
+SPECIAL = ("<|endoftext|>", "<mask>")  # the first ids of the vocabulary
+END, MASK = 0, 1
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def python_documentation():
+    """The text every Python has: the topics of its language reference and the docstrings of its library.
+
+    Returns a list of documents, a topic or a module each. Sources are parsed, never imported.
+    """
+    import ast
+    import sysconfig
+    from pathlib import Path
+    from pydoc_data.topics import topics
+
+    documents = [topics[name] for name in sorted(topics)]
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        if skipped.isdisjoint(path.relative_to(root).parts):
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (SyntaxError, ValueError):  # a template or a test of bad syntax
+                continue
+            nodes = [node for node in ast.walk(tree) if isinstance(node, with_docstring)]
+            documents.append("\n\n".join(filter(None, map(ast.get_docstring, nodes))))
+    return [document for document in documents if document]
+
+
+def read_text(path):
+    """A UTF-8 file; ValueError with the place where it is not UTF-8, or if it is empty."""
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data:
+        raise ValueError(f"{path} is empty")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}"
+        ) from None
+
+
+def split(paths):
+    """The documents to train on and those to validate on: two lists of texts.
+
+    Files: the first 90 % of each and the rest. No file: every tenth of Python's documents is held out.
+    """
+    if paths:
+        texts = [read_text(path) for path in paths]
+        cuts = [len(text) * 9 // 10 for text in texts]
+        pairs = list(zip(texts, cuts, strict=True))
+        return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs]
+    documents = python_documentation()
+    np.random.default_rng(0).shuffle(documents)
+    return documents[len(documents) // 10 :], documents[: len(documents) // 10]
+
+
+def to_tokens(documents, tokenizer):
+    """All documents in one array of token ids, END before each, so that a text begins after an END."""
+    ids = [i for document in documents for i in (END, *tokenizer.encode(document))]
+    return np.array(ids, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+
+
+# ------------------------------------------------------------------------------------------ objectives
+
+
+def causal(tokens, starts, context, rng, config):
+    """Continue the text: the target of each token is the next. Returns inputs, targets (batch, context)."""
+    windows = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def masked(tokens, starts, context, rng, config):
+    """Fill the gaps: 15 % of the tokens are targets; of these 80 % are hidden behind MASK, 10 % replaced by
+    any token and 10 % left, so that the model cannot trust what it sees (Devlin et al. 2019, section 3.1).
+
+    Returns inputs, targets (batch, context).
+    """
+    targets = tokens[starts[:, None] + np.arange(context)].astype(np.int64)
+    inputs = targets.copy()
+    chosen, kind = rng.random(targets.shape) < 0.15, rng.random(targets.shape)
+    inputs[chosen & (kind < 0.8)] = MASK
+    anything = chosen & (kind >= 0.9)
+    inputs[anything] = rng.integers(len(SPECIAL), config.vocab_size, int(anything.sum()))
+    targets[~chosen] = IGNORE
+    return inputs, targets
+
+
+OBJECTIVES = {"causal": causal, "masked": masked}
+
+# ------------------------------------------------------------------------------- gradients over threads
+
+
+@contextmanager
+def thread_pool(threads):
+    """Threads that each take micro-batches; the matrix products inside keep to the thread they are in.
+
+    NumPy lets go of the interpreter while it computes, and whole micro-batches on separate cores wait for
+    each other far less often than the halves of every single matrix product do.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        yield pool
+
+
+def gradient(params, config, tokens, targets, micro_batch=None, map=map):
+    """Loss and gradient of a batch, computed `micro_batch` sequences at a time: the same as in one piece.
+
+    A micro-batch whose activations fit into the cache is faster, and memory holds a few at a time. The sum
+    is taken in order, so it does not depend on the threads. tokens, targets: (batch, time).
+    Returns the mean loss in nats and a dict of gradients.
+    """
+    micro_batch = micro_batch or len(tokens)
+    total = max(1, int((targets != IGNORE).sum()))
+
+    def part(start):
+        rows = slice(start, start + micro_batch)
+        x, y = xp.asarray(tokens[rows]), xp.asarray(targets[rows])
+        weight = int((targets[rows] != IGNORE).sum()) / total
+        value, backward = model.loss(params, config, x, y)
+        return weight * value, backward(weight)
+
+    loss, grads = 0.0, None
+    for value, part_grads in map(part, range(0, len(tokens), micro_batch)):
+        loss += value
+        if grads is None:
+            grads = part_grads
+        else:
+            for name, g in part_grads.items():
+                grads[name] += g
+    return loss, grads
+
+
+def evaluate(params, config, tokens, objective="causal", windows=None, micro_batch=4, map=map):
+    """Mean loss in nats a token over the text, in windows of the context.
+
+    windows: only so many, evenly spaced; None = all.
+    """
+    context = config.max_position_embeddings
+    tokens = np.append(tokens, np.zeros(context, tokens.dtype))  # the last window is filled up
+    starts = np.arange(0, max(1, len(tokens) - context - 1), context)
+    if windows is not None and windows < len(starts):
+        starts = starts[np.linspace(0, len(starts) - 1, windows).astype(int)]
+    inputs, targets = OBJECTIVES[objective](tokens, starts, context, np.random.default_rng(0), config)
+    beyond = len(tokens) - context - (0 if objective == "masked" else 1)
+    targets[starts[:, None] + np.arange(context) >= beyond] = IGNORE
+
+    def part(start):
+        rows = slice(start, start + micro_batch)
+        value, _ = model.loss(params, config, xp.asarray(inputs[rows]), xp.asarray(targets[rows]))
+        return value * int((targets[rows] != IGNORE).sum())
+
+    count = max(1, int((targets != IGNORE).sum()))
+    return sum(map(part, range(0, len(inputs), micro_batch))) / count
+
+
+# ----------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(folder, params, config, optimizer, progress):
+    """The model for everybody, and in one file, so that it is whole or absent, all that going on needs."""
+    from safetensors.numpy import save_file
+
+    arrays = {f"params/{name}": to_numpy(value) for name, value in params.items()}
+    for name, state in optimizer.state.items():
+        arrays |= {f"state/{key}/{name}": to_numpy(value) for key, value in state.items()}
+    path = os.path.join(folder, "training.safetensors")
+    model.replace(path, lambda new: save_file(arrays, new, metadata={"progress": json.dumps(progress)}))
+    model.save(folder, params, config)
+
+
+def load_checkpoint(folder, params, optimizer):
+    """Puts the saved weights into params and the saved state into the optimiser, in place."""
+    stored = model.read_safetensors(os.path.join(folder, "training.safetensors"))
+    for name, value in stored.items():
+        kind, name = name.split("/", 1)
+        if kind == "params":
+            params[name][...] = xp.asarray(value)
+        else:
+            key, name = name.split("/", 1)
+            optimizer.state.setdefault(name, {})[key] = xp.array(value)
+
+
+def read_progress(folder):
+    """What save_checkpoint was given: the settings and how far the run had come."""
+    from safetensors import SafetensorError, safe_open
+
+    path = os.path.join(folder, "training.safetensors")
+    if not os.path.exists(path):
+        raise ValueError(f"{folder} holds no run to go on with")
+    try:
+        with safe_open(path, "np") as file:
+            return json.loads(file.metadata()["progress"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is damaged") from None
+
+
+# ------------------------------------------------------------------------------------------------- run
+
+
+def sibling(settings, tokenizer):
+    """The published architecture at the size of the settings: all its switches, fewer and smaller layers."""
+    published = model.ARCHITECTURES[settings["arch"]]
+    layers, heads = settings["layers"], settings["heads"]
+    return dataclasses.replace(
+        published,
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=settings["hidden"],
+        intermediate_size=settings["feed_forward"] or -(-settings["hidden"] * 8 // 3 // 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=settings["kv_heads"],
+        head_dim=settings["hidden"] // heads,
+        max_position_embeddings=settings["context"],
+        no_rope_layers=published.no_rope_layers and published.no_rope_layers[:layers],
+        tie_word_embeddings=True,
+        bos_token_id=END,
+        eos_token_id=END,
+        causal=settings["objective"] == "causal",
+    )
+
+
+def check(settings):
+    """Raises ValueError, with one sentence, for settings that no run can have."""
+    for name in ("layers", "hidden", "heads", "kv_heads", "context", "batch", "threads"):
+        if settings[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if settings["hidden"] % (2 * settings["heads"]):
+        raise ValueError("--hidden must be a multiple of twice --heads, as RoPE rotates pairs")
+    if settings["heads"] % settings["kv_heads"]:
+        raise ValueError("--heads must be a multiple of --kv-heads")
+    if settings["vocab"] < 256 + len(SPECIAL):
+        raise ValueError("--vocab must be at least 258: 256 bytes and two special tokens")
+    if settings["minutes"] is not None and not 0 < settings["minutes"] < math.inf:
+        raise ValueError("--minutes must be more than 0")
+    if settings["steps"] is not None and settings["steps"] < 1:
+        raise ValueError("--steps must be at least 1")
+
+
+def train(settings, folder, resume=False):
+    """The whole run; settings as of the command line. Returns the last loss on the held-out text, in nats a token."""
+    from tqdm import tqdm
+
+    began = time.perf_counter()
+    check(settings)
+    if not resume and os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise ValueError(
+            f"{folder} holds something already: name another --out, or go on with --resume {folder}"
+        )
+    progress = read_progress(folder) if resume else {"step": 0, "seconds": 0.0}
+
+    train_texts, val_texts = split(settings["data"])
+    fingerprint = hashlib.sha256("\0".join(train_texts + val_texts).encode()).hexdigest()
+    if progress.get("data", fingerprint) != fingerprint:
+        raise ValueError(f"the data is not what the run in {folder} began with")
+    train_bytes, val_bytes = (sum(len(text.encode()) for text in texts) for texts in (train_texts, val_texts))
+    tokenizer_path = os.path.join(folder, "tokenizer.json")
+    if resume:
+        tokenizer = bpe.load(tokenizer_path)
+    else:
+        tokenizer = bpe.train(train_texts, settings["vocab"], special=SPECIAL)
+    train_tokens, val_tokens = to_tokens(train_texts, tokenizer), to_tokens(val_texts, tokenizer)
+    context, micro_batch = settings["context"], settings["micro_batch"]
+    for purpose, tokens in ("train on", train_tokens), ("validate on", val_tokens):
+        if len(tokens) < context + 2:
+            raise ValueError(f"{len(tokens)} tokens to {purpose} are too few for a --context of {context}")
+
+    config = sibling(settings, tokenizer)
+    params = model.init(config, settings["seed"])
+    optimizer = Optimizer(settings["optimizer"], settings["lr"], settings["weight_decay"])
+    step, before = progress["step"], progress["seconds"]  # of an interrupted run
+    if resume:
+        load_checkpoint(folder, params, optimizer)
+        optimizer.steps = step
+    else:
+        os.makedirs(folder, exist_ok=True)
+        tokenizer.save(tokenizer_path)
+    metrics = Metrics(os.path.join(folder, "metrics.jsonl"), step)
+    size = sum(value.size for value in params.values())
+    print(f"data       {train_bytes:,} bytes to train on, {val_bytes:,} held out")
+    print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {train_bytes / len(train_tokens):.2f} bytes each")
+    print(
+        f"model      {settings['arch']} of {size:,} parameters, on {settings['threads']} threads, in {folder}"
+    )
+
+    def seconds():
+        return before + time.perf_counter() - began
+
+    def done():
+        """How much of the run is behind us, 0 to 1."""
+        by_steps = step / settings["steps"] if settings["steps"] else 0.0
+        by_time = seconds() / (60 * settings["minutes"]) if settings["minutes"] else 0.0
+        return max(by_steps, by_time)
+
+    def save():
+        now = {"step": step, "seconds": seconds(), "settings": settings, "data": fingerprint}
+        save_checkpoint(folder, params, config, optimizer, now)
+
+    def validate(windows=None):
+        loss = evaluate(params, config, val_tokens, settings["objective"], windows, micro_batch, pool.map)
+        if settings["objective"] == "masked":  # a gap is not a byte of text
+            return {"val_loss": loss}
+        return {"val_loss": loss, "val_bits_per_byte": loss / math.log(2) * (len(val_tokens) - 1) / val_bytes}
+
+    if not resume:
+        save()
+    saved_step, saved_at = step, time.perf_counter()
+    quarters, tokens_seen, losses, logged_at = int(4 * done()), 0, [], time.perf_counter()
+    bar_format = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+    with thread_pool(settings["threads"]) as pool, interruptible() as interrupted:
+        with tqdm(total=1.0, initial=min(1.0, done()), bar_format=bar_format) as bar:
+            while done() < 1:
+                rng = np.random.default_rng((settings["seed"], step))
+                starts = rng.integers(0, len(train_tokens) - context, settings["batch"])
+                tokens, targets = OBJECTIVES[settings["objective"]](
+                    train_tokens, starts, context, rng, config
+                )
+                loss, grads = gradient(params, config, tokens, targets, micro_batch, pool.map)
+                norm = clip(grads)
+                if not math.isfinite(loss + norm):
+                    raise ValueError(
+                        f"the loss is not finite at step {step + 1}; {folder} keeps the checkpoint of step {saved_step}"
+                    )
+                # only weights that have just given a finite loss are saved
+                if interrupted() or time.perf_counter() - saved_at > settings["save_seconds"]:
+                    save()
+                    saved_step, saved_at = step, time.perf_counter()
+                if interrupted():
+                    bar.close()
+                    print(f"stopped and saved at step {step}; go on with: python train.py --resume {folder}")
+                    sys.exit(130)
+                optimizer.step(params, grads, warm_up_and_decay(done()), pool.map)
+                step += 1
+                tokens_seen += tokens.size
+                losses.append(loss)
+
+                quarter = int(4 * done())
+                if step % 10 == 0 or quarter > quarters:
+                    rate = tokens_seen / (time.perf_counter() - logged_at)
+                    line = {"step": step, "seconds": seconds(), "train_loss": float(np.mean(losses))}
+                    line |= {"tokens_per_second": rate, "gradient_norm": norm}
+                    bar.set_postfix_str(f"step {step}, loss {line['train_loss']:.3f}, {rate:,.0f} tokens/s")
+                    if quarters < quarter < 4:
+                        line |= validate(windows=32)
+                        bar.write(sample_text(params, config, tokenizer, val_tokens))
+                    metrics.write(line)
+                    quarters, tokens_seen, losses, logged_at = quarter, 0, [], time.perf_counter()
+                bar.update(min(1.0, done()) - bar.n)
+        final = validate()
+        if not math.isfinite(final["val_loss"]):
+            raise ValueError(f"the model is not finite; {folder} keeps the checkpoint of step {saved_step}")
+        save()
+        metrics.write({"step": step, "seconds": seconds()} | final)
+    report(folder, final, val_texts, metrics.lines)
+    return final
+
+
+class Metrics:
+    """metrics.jsonl, a line each time the run logs. Going on from a step forgets what came after it."""
+
+    def __init__(self, path, step):
+        self.path, self.lines = path, []
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                self.lines = [line for line in map(self._parse, file) if line and line["step"] <= step]
+        model.replace(
+            path, lambda new: model.write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines))
+        )
+
+    def _parse(self, line):
+        try:
+            return json.loads(line)
+        except ValueError:  # cut off as it was being written
+            return None
+
+    def write(self, line):
+        line = {name: round(value, 6) for name, value in line.items()}
+        self.lines.append(line)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def interruptible():
+    """Yields a function that says whether Ctrl-C or a termination came, so that a step is never cut in two."""
+    came = []
+    old = {
+        s: signal.signal(s, lambda number, frame: came.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def sample_text(params, config, tokenizer, val_tokens, length=64):
+    """What the model makes of the beginning of the held-out text."""
+    if config.causal:
+        prompt = val_tokens[: min(12, config.max_position_embeddings // 2)].tolist()
+        length = min(length, config.max_position_embeddings - len(prompt))
+        answer = list(model.generate(params, config, prompt, length, temperature=0.8, top_p=0.95, stop=[]))
+        return f"\n{tokenizer.decode(prompt[1:])} … {tokenizer.decode(answer)}\n"
+    tokens = val_tokens[1 : 1 + min(length, config.max_position_embeddings)].astype(np.int64)
+    tokens[3::7] = MASK
+    return f"\n{tokenizer.decode(tokens)}\n→ {tokenizer.decode(model.fill(params, config, tokens, MASK))}\n"
+
+
+def report(folder, final, val_texts, lines):
+    """The result beside what general compressors need for the same text, the loss curve, and what to do next."""
+    print(f"\nheld-out text: {final['val_loss']:.3f} nats a token")
+    prompt = "The <mask> of the list"
+    if "val_bits_per_byte" in final:
+        data = "\n".join(val_texts).encode()
+        ours = {"this model": final["val_bits_per_byte"]}
+        squeezed = {"xz": lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)}
+        squeezed |= {"bz2": bz2.compress(data, 9), "gzip": gzip.compress(data, 9)}
+        print("bits per byte of it:")
+        for name, bits in (ours | {name: 8 * len(s) / len(data) for name, s in squeezed.items()}).items():
+            print(f"  {name:12}{bits:6.3f}")
+        prompt = "The "
+    draw(lines, os.path.join(folder, "loss.png"))
+    print(f"loss curve: {os.path.join(folder, 'loss.png')}")
+    print(f"talk to it: python model.py --load {folder} --prompt {json.dumps(prompt)}")
+
+
+def draw(lines, path):
+    """The loss of a run against its steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, label, style in ("train_loss", "training", "-"), ("val_loss", "held-out text", "o-"):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True), style, label=label) if points else None
+    axes.set(xlabel="step", ylabel="loss (nats a token)", title="Pre-training")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------------------------------- command line
+
+SETTINGS = {  # option: (default, what it is)
+    "data": (None, "text files, UTF-8; none: Python's own documentation"),
+    "arch": ("qwen3", "published architecture to train a small sibling of"),
+    "objective": ("causal", "causal: continue the text; masked: fill the gaps"),
+    "minutes": (None, "time for the whole training; 3 where --steps is not given either"),
+    "steps": (None, "number of steps, which makes a run repeatable"),
+    "layers": (6, "number of blocks"),
+    "hidden": (192, "size of the hidden states"),
+    "heads": (6, "query heads"),
+    "kv_heads": (2, "key-value heads"),
+    "feed_forward": (None, "size inside the feed-forward layer; 8/3 of --hidden if not given"),
+    "vocab": (2048, "tokens in the vocabulary"),
+    "context": (256, "tokens the model sees at once"),
+    "batch": (16, "sequences a step"),
+    "micro_batch": (2, "sequences computed at once; the gradients of a batch are accumulated"),
+    "optimizer": ("muon", "muon: Muon for matrices, AdamW for the rest; adamw: AdamW for all"),
+    "lr": (0.01, "largest learning rate"),
+    "weight_decay": (0.1, "share of a weight lost per learning rate"),
+    "threads": (None, "threads that share a batch; all cores if not given"),
+    "save_seconds": (30.0, "time between checkpoints"),
+    "seed": (0, "of the first weights and the order of the text"),
+}
+CHOICES = {"arch": list(model.ARCHITECTURES), "objective": list(OBJECTIVES), "optimizer": ["muon", "adamw"]}
+WHOLE = ("steps", "feed_forward", "threads")  # whole numbers whose default does not show it
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Train a small language model.")
+    for name, (default, text) in SETTINGS.items():
+        kind = (
+            int
+            if name in WHOLE
+            else float
+            if name == "minutes"
+            else str
+            if default is None
+            else type(default)
+        )
+        shown = "" if default is None else f" (default {default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, choices=CHOICES.get(name), nargs="+" if name == "data" else None,
+            help=text + shown, metavar=None if name in CHOICES else "FILE" if name == "data" else "N",
+        )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="folder of the run; a new one under runs/ if not given")
+    parser.add_argument(
+        "--resume", metavar="DIR", nargs="?", const="", help="go on with the run in DIR, or in --out"
+    )
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    folder, resume = given.pop("out", None), given.pop("resume", None)
+    if resume is None:
+        settings = {name: default for name, (default, _) in SETTINGS.items()} | given
+        if settings["minutes"] is None and settings["steps"] is None:
+            settings["minutes"] = 3.0
+        settings["threads"] = settings["threads"] or (len(os.sched_getaffinity(0)) if xp is np else 1)
+        settings["data"] = [os.path.abspath(path) for path in settings["data"] or []]
+    else:
+        folder = resume or folder
+        if not folder:
+            raise ValueError("--resume needs the folder of a run")
+        settings = read_progress(folder)["settings"]
+        fixed = {name for name in given if name not in ("minutes", "steps") and given[name] != settings[name]}
+        if fixed:
+            raise ValueError(f"--{min(fixed).replace('_', '-')} cannot change in the middle of a run")
+        settings |= given
+    if folder is None:
+        number = 1
+        while os.path.exists(os.path.join("runs", str(number))):
+            number += 1
+        folder = os.path.join("runs", str(number))
+    train(settings, folder, resume is not None)
+
+
+if __name__ == "__main__":
+    model.run(main)
