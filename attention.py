@@ -96,9 +96,7 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
         inside = (not causal or nearest >= 0) and (window is None or max(farthest, -nearest) < window)
         if inside and padding is None and slopes is None:
             return None
-        distance = xp.arange(offset + rows.start, offset + rows.stop)[:, None] - xp.arange(
-            cols.start, cols.stop
-        )
+        distance = xp.arange(offset + rows.start, offset + rows.stop)[:, None] - xp.arange(cols.start, cols.stop)
         seen = distance >= (0 if causal else -keys)
         if window is not None:
             seen &= abs(distance) < window
@@ -106,9 +104,7 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
             seen = seen & padding[:, None, None, None, cols]  # (batch, 1, 1, rows, cols)
         bias = xp.where(seen, xp.zeros((), q.dtype), -xp.inf)
         if slopes is not None:
-            bias = bias - slopes.reshape(kv_heads, group, 1, 1).astype(q.dtype) * abs(distance).astype(
-                q.dtype
-            )
+            bias = bias - slopes.reshape(kv_heads, group, 1, 1).astype(q.dtype) * abs(distance).astype(q.dtype)
         return bias
 
     def tile_scores(q_tile, rows, cols):

@@ -23,7 +23,7 @@ from codecs import getincrementaldecoder
 from collections import Counter, defaultdict
 from functools import lru_cache
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain, groupby, product
+from itertools import chain, groupby, product, repeat
 
 # --- the idea ---------------------------------------------------------------------------------------------------------
 
@@ -250,13 +250,9 @@ def char_class(name, negated, limit):
     if name == "s":
         ranges = WHITE_SPACE
     elif re.fullmatch("[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cfnos]", name):
-        ranges = sorted(
-            chain(*(rs for category, rs in categories(limit).items() if category.startswith(name)))
-        )
+        ranges = sorted(chain(*(rs for category, rs in categories(limit).items() if category.startswith(name))))
     else:
-        raise ValueError(
-            f"tokenizer.json asks for \\p{{{name}}} in a split pattern, which bpe.py does not have"
-        )
+        raise ValueError(f"tokenizer.json asks for \\p{{{name}}} in a split pattern, which bpe.py does not have")
     if negated:
         edges = [0, *chain(*((first - 1, last + 1) for first, last in ranges)), sys.maxunicode]
         ranges = zip(edges[::2], edges[1::2])
@@ -346,15 +342,15 @@ def merge_word(ids, ranks, results):
     """
     if len(ids) > LONG_WORD:
         return merge_long_word(ids, ranks, results)
-    rank_at = [ranks.get(pair, NO_MERGE) for pair in zip(ids, ids[1:])]
-    while rank_at and (rank := min(rank_at)) < NO_MERGE:
+    rank_at = [*map(ranks.get, zip(ids, ids[1:]), repeat(NO_MERGE)), NO_MERGE]
+    while (rank := min(rank_at)) < NO_MERGE:
         i = rank_at.index(rank)
-        ids[i : i + 2] = [results[rank]]
-        del rank_at[i]
+        del ids[i + 1], rank_at[i]
+        ids[i] = new = results[rank]
         if i:
-            rank_at[i - 1] = ranks.get((ids[i - 1], ids[i]), NO_MERGE)
-        if i < len(rank_at):
-            rank_at[i] = ranks.get((ids[i], ids[i + 1]), NO_MERGE)
+            rank_at[i - 1] = ranks.get((ids[i - 1], new), NO_MERGE)
+        if i + 1 < len(ids):
+            rank_at[i] = ranks.get((new, ids[i + 1]), NO_MERGE)
     return ids
 
 
@@ -419,9 +415,7 @@ def pre_tokenizer(spec):
         split = splitter(DIGITS[spec.get("individual_digits", False)])
     elif spec["type"] == "Split":
         ((form, pattern),) = spec["pattern"].items()
-        keep = {"Isolated": "all", "Removed": "matches" if spec.get("invert") else "gaps"}.get(
-            spec["behavior"]
-        )
+        keep = {"Isolated": "all", "Removed": "matches" if spec.get("invert") else "gaps"}.get(spec["behavior"])
         refuse(keep is None, f"a Split with the behaviour {spec['behavior']}")
         split = splitter({"Regex": pattern, "String": re.escape(pattern)}[form], keep)
     else:
@@ -456,12 +450,8 @@ class Tokenizer:
         splits = sequence(config.get("pre_tokenizer"), "pretokenizers")
         kinds = [part["type"] for part in splits]
         self._steps = [step for part in splits for step in pre_tokenizer(part)]
-        self._prefix_space = any(
-            part["type"] == "ByteLevel" and part.get("add_prefix_space", True) for part in splits
-        )
-        self._local = all(
-            part["type"] != "Split" or part["pattern"].get("Regex") in COVERING for part in splits
-        )
+        self._prefix_space = any(part["type"] == "ByteLevel" and part.get("add_prefix_space", True) for part in splits)
+        self._local = all(part["type"] != "Split" or part["pattern"].get("Regex") in COVERING for part in splits)
         refuse("ByteLevel" not in kinds, "a pre-tokenizer without ByteLevel")
         refuse("ByteLevel" in kinds[:-1], "a pre-tokenizer after ByteLevel")
 
@@ -480,9 +470,7 @@ class Tokenizer:
             key: find_added([t | {"id": ids[t["content"]]} for t in added if t["content"]], *key, self._nfc)
             for key in product((False, True), repeat=2)
         }
-        self._added_spellings = {
-            form for token in ids for form in (token, unicodedata.normalize("NFC", token))
-        }
+        self._added_spellings = {form for token in ids for form in (token, unicodedata.normalize("NFC", token))}
         spelled |= {i: token.encode() for token, i in ids.items()}
         self.vocab_size = 1 + max(spelled)
         self.token_bytes = [spelled.get(i, b"") for i in range(self.vocab_size)]
@@ -582,9 +570,7 @@ class Tokenizer:
                 left = text[max(0, cut - 8 * reach) : cut]
                 left = unicodedata.normalize("NFC", left) if self._nfc else left
                 near, here = left + text[cut : cut + reach], len(left)
-                if all(
-                    near.find(t, max(0, here - len(t)), here + len(t) - 1) < 0 for t in self._added_spellings
-                ):
+                if all(near.find(t, max(0, here - len(t)), here + len(t) - 1) < 0 for t in self._added_spellings):
                     return cut
         return 0
 

@@ -14,9 +14,11 @@ checkpoint loads as it is and gradients are a dict with the same keys.
 Shapes: tokens (batch, time), hidden states (batch, time, hidden_size), logits (batch, time, vocab_size).
 """
 
+import argparse
 import dataclasses
 import json
 import os
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,9 +70,7 @@ class Config:
         missing = [name for name in REQUIRED if not isinstance(published.get(name), int)]
         if missing:
             raise ValueError(f"config.json gives no whole number for {', '.join(missing)}")
-        fields = {
-            f.name: published[f.name] for f in dataclasses.fields(cls) if published.get(f.name) is not None
-        }
+        fields = {f.name: published[f.name] for f in dataclasses.fields(cls) if published.get(f.name) is not None}
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
         fields.setdefault("num_key_value_heads", heads)
@@ -111,11 +111,7 @@ class Config:
 
     def window(self, layer):
         """How many tokens the layer's queries see; None = all of them."""
-        return (
-            self.sliding_window
-            if self.layer_types and self.layer_types[layer] == "sliding_attention"
-            else None
-        )
+        return self.sliding_window if self.layer_types and self.layer_types[layer] == "sliding_attention" else None
 
     def to_dict(self):
         """The config.json that transformers reads."""
@@ -428,9 +424,7 @@ def generate_batch(
 
 def generate(params, config, prompt_ids, max_new_tokens, **options):
     """Continues one prompt: an iterator over token ids; options and errors as in `generate_batch`."""
-    return (
-        int(step[0]) for step in generate_batch(params, config, [list(prompt_ids)], max_new_tokens, **options)
-    )
+    return (int(step[0]) for step in generate_batch(params, config, [list(prompt_ids)], max_new_tokens, **options))
 
 
 def fill(params, config, tokens, mask_id):
@@ -473,11 +467,7 @@ def read_safetensors(path):
             raise ValueError(f"{path}: {name} is stored as {kind}, which is not one of {', '.join(DTYPES)}")
         dtype = np.dtype(DTYPES[kind])
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        if (
-            not whole
-            or end - begin != dtype.itemsize * int(np.prod(shape, dtype=object))
-            or start + end > size
-        ):
+        if not whole or end - begin != dtype.itemsize * int(np.prod(shape, dtype=object)) or start + end > size:
             raise ValueError(f"{path} is truncated or damaged at {name}")
         if begin == end:
             arrays[name] = np.zeros(shape, dtype)
@@ -515,9 +505,7 @@ def load(folder, dtype=np.float32):
         if name not in stored:
             raise ValueError(f"{folder} has no weight {name}")
         if stored[name].shape != shape:
-            raise ValueError(
-                f"{folder}: {name} has shape {stored[name].shape}, and config.json makes it {shape}"
-            )
+            raise ValueError(f"{folder}: {name} has shape {stored[name].shape}, and config.json makes it {shape}")
     unknown = set(stored) - set(wanted) - {"lm_head.weight"}  # a tied head is sometimes stored a second time
     if unknown:
         raise ValueError(f"{folder} has a weight {min(unknown)}, which this model does not have")
@@ -546,13 +534,13 @@ def save(folder, params, config):
     replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"}))
     replace(
         os.path.join(folder, "config.json"),
-        lambda path: write_text(path, json.dumps(config.to_dict(), indent=2)),
+        lambda path: write_text(path, json.dumps(config.to_dict(), indent=2) + "\n"),
     )
 
 
 def write_text(path, text):
     with open(path, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write(text)
 
 
 def replace(path, write):
@@ -582,17 +570,11 @@ def describe():
 
 
 def main(argv=None):
-    import argparse
-
     import bpe
 
-    parser = argparse.ArgumentParser(
-        description="Continue a text with a trained model, or print the architectures."
-    )
+    parser = argparse.ArgumentParser(description="Continue a text with a trained model, or print the architectures.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder")
-    parser.add_argument(
-        "--prompt", metavar="TEXT", help="the text to continue, or with <mask> for each gap to fill"
-    )
+    parser.add_argument("--prompt", metavar="TEXT", help="the text to continue, or with <mask> for each gap to fill")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K")
@@ -635,10 +617,15 @@ def main(argv=None):
     print()
 
 
-def run(main):
-    """Runs a command line: what the user can mend becomes one sentence on standard error, and exit status 1."""
-    import sys
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence too, without the list of all options."""
 
+    def error(self, message):
+        raise ValueError(message)
+
+
+def run(main):
+    """Runs a command line: what the user can mend is one sentence on standard error, and exit status 1."""
     try:
         main()
     except (ValueError, OSError) as error:

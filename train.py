@@ -13,7 +13,6 @@ A run writes one folder: a checkpoint in the published format (config.json, mode
 training.safetensors to go on from, metrics.jsonl, and loss.png.
 """
 
-import argparse
 import bz2
 import dataclasses
 import gzip
@@ -76,9 +75,7 @@ def read_text(path):
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}"
-        ) from None
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
 
 
 def split(paths):
@@ -286,9 +283,7 @@ def train(settings, folder, resume=False):
     began = time.perf_counter()
     check(settings)
     if not resume and os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise ValueError(
-            f"{folder} holds something already: name another --out, or go on with --resume {folder}"
-        )
+        raise ValueError(f"{folder} holds something already: name another --out, or go on with --resume {folder}")
     progress = read_progress(folder) if resume else {"step": 0, "seconds": 0.0}
 
     train_texts, val_texts = split(settings["data"])
@@ -321,9 +316,7 @@ def train(settings, folder, resume=False):
     size = sum(value.size for value in params.values())
     print(f"data       {train_bytes:,} bytes to train on, {val_bytes:,} held out")
     print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {train_bytes / len(train_tokens):.2f} bytes each")
-    print(
-        f"model      {settings['arch']} of {size:,} parameters, on {settings['threads']} threads, in {folder}"
-    )
+    print(f"model      {settings['arch']} of {size:,} parameters, on {settings['threads']} threads, in {folder}")
 
     def seconds():
         return before + time.perf_counter() - began
@@ -354,9 +347,7 @@ def train(settings, folder, resume=False):
             while done() < 1:
                 rng = np.random.default_rng((settings["seed"], step))
                 starts = rng.integers(0, len(train_tokens) - context, settings["batch"])
-                tokens, targets = OBJECTIVES[settings["objective"]](
-                    train_tokens, starts, context, rng, config
-                )
+                tokens, targets = OBJECTIVES[settings["objective"]](train_tokens, starts, context, rng, config)
                 loss, grads = gradient(params, config, tokens, targets, micro_batch, pool.map)
                 norm = clip(grads)
                 if not math.isfinite(loss + norm):
@@ -405,9 +396,7 @@ class Metrics:
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
                 self.lines = [line for line in map(self._parse, file) if line and line["step"] <= step]
-        model.replace(
-            path, lambda new: model.write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines))
-        )
+        model.replace(path, lambda new: model.write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines)))
 
     def _parse(self, line):
         try:
@@ -426,10 +415,7 @@ class Metrics:
 def interruptible():
     """Yields a function that says whether Ctrl-C or a termination came, so that a step is never cut in two."""
     came = []
-    old = {
-        s: signal.signal(s, lambda number, frame: came.append(number))
-        for s in (signal.SIGINT, signal.SIGTERM)
-    }
+    old = {s: signal.signal(s, lambda number, frame: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(came)
     finally:
@@ -514,26 +500,16 @@ WHOLE = ("steps", "feed_forward", "threads")  # whole numbers whose default does
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Train a small language model.")
+    parser = model.Parser(description="Train a small language model.")
     for name, (default, text) in SETTINGS.items():
-        kind = (
-            int
-            if name in WHOLE
-            else float
-            if name == "minutes"
-            else str
-            if default is None
-            else type(default)
-        )
+        kind = int if name in WHOLE else float if name == "minutes" else str if default is None else type(default)
         shown = "" if default is None else f" (default {default})"
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, choices=CHOICES.get(name), nargs="+" if name == "data" else None,
             help=text + shown, metavar=None if name in CHOICES else "FILE" if name == "data" else "N",
         )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="folder of the run; a new one under runs/ if not given")
-    parser.add_argument(
-        "--resume", metavar="DIR", nargs="?", const="", help="go on with the run in DIR, or in --out"
-    )
+    parser.add_argument("--resume", metavar="DIR", nargs="?", const="", help="go on with the run in DIR, or in --out")
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     folder, resume = given.pop("out", None), given.pop("resume", None)
     if resume is None:

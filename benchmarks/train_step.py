@@ -40,9 +40,7 @@ SIZES = {  # millions of parameters: (hidden, intermediate, layers, heads, kv_he
 
 
 def config_of(size):
-    keys = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size"
-    )
+    keys = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size"
     shape = dict(zip(keys.split(), SIZES[size], strict=True))
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     fixed = {"model_type": "llama", "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}
@@ -181,9 +179,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=16, help="sequences of 256 tokens")
-    parser.add_argument(
-        "--micro-batch", type=int, default=2, help="sequences that one of our threads takes at a time"
-    )
+    parser.add_argument("--micro-batch", type=int, default=2, help="sequences that one of our threads takes at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either side")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
@@ -210,9 +206,7 @@ def compare(args, pool):
         loss, grads = train.gradient(params, config, tokens, targets, args.micro_batch, pool.map)
         difference = largest_difference(network(), loss, grads, tokens, targets)
         if difference > 1e-3:
-            sys.exit(
-                f"{size} M: the two sides differ by {difference:.1e} in a gradient, so times say nothing"
-            )
+            sys.exit(f"{size} M: the two sides differ by {difference:.1e} in a gradient, so times say nothing")
         sides = {"torch": theirs(network(), tokens, targets)}
         if args.compile:
             sides["torch.compile"] = theirs(network(), tokens, targets, compiled=True)

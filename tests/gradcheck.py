@@ -54,24 +54,15 @@ def check(function, *arguments, seed=0, epsilon=1e-5, tolerance=1e-6, directions
 
     def objective():
         outputs = function(*arguments)[0]
-        return sum(
-            float((dy * v).sum())
-            for dy, v in zip(cotangents, outputs if several else (outputs,), strict=True)
-        )
+        return sum(float((dy * v).sum()) for dy, v in zip(cotangents, outputs if several else (outputs,), strict=True))
 
     # below this, differences are rounding: ε⁻¹ times the float64 error of the sum
-    rounding = (
-        1e-14 / epsilon * sum(float(abs(dy * v).sum()) for dy, v in zip(cotangents, values, strict=True))
-    )
+    rounding = 1e-14 / epsilon * sum(float(abs(dy * v).sum()) for dy, v in zip(cotangents, values, strict=True))
 
     for name, leaf in leaves.items():
         grad = grads[name]
-        assert grad.shape == leaf.shape, (
-            f"gradient of {name} has shape {grad.shape}, the argument {leaf.shape}"
-        )
-        probes = [
-            ("a random direction", xp.asarray(rng.standard_normal(leaf.shape))) for _ in range(directions)
-        ]
+        assert grad.shape == leaf.shape, f"gradient of {name} has shape {grad.shape}, the argument {leaf.shape}"
+        probes = [("a random direction", xp.asarray(rng.standard_normal(leaf.shape))) for _ in range(directions)]
         for index in to_numpy(rng.permutation(leaf.size)[:coordinates]):
             one_hot = xp.zeros(leaf.size)
             one_hot[index] = 1

@@ -157,9 +157,7 @@ def test_a_later_token_changes_no_earlier_output_and_rows_do_not_see_each_other(
     weights, x = block_weights(seed, 6, 4, 2, 4), normal(seed, 2, time, 6)
     other = x.copy()
     other[0, cut:] += 1.0
-    y, changed = (
-        self_attention(v, weights, 4, 2, rope_tables(time, 4), window=window)[0] for v in (x, other)
-    )
+    y, changed = (self_attention(v, weights, 4, 2, rope_tables(time, 4), window=window)[0] for v in (x, other))
     close(changed[0, :cut], y[0, :cut])
     close(changed[1], y[1])
     assert abs(changed[0, cut:] - y[0, cut:]).max() > 1e-9

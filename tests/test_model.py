@@ -83,10 +83,7 @@ def test_a_bidirectional_model_sees_later_tokens():
     params, tokens = model.init(config, 0), tokens_of(0, config, 1, 6)
     other = tokens.copy()
     other[0, -1] = (other[0, -1] + 1) % config.vocab_size
-    assert (
-        abs(model.forward(params, config, tokens)[0] - model.forward(params, config, other)[0])[0, 0].max()
-        > 1e-6
-    )
+    assert abs(model.forward(params, config, tokens)[0] - model.forward(params, config, other)[0])[0, 0].max() > 1e-6
 
 
 # --- generation ---
@@ -201,9 +198,7 @@ def test_what_the_model_lacks_is_refused(field, value):
 
 
 def stored(dtype, shape, data, offsets=None):
-    header = json.dumps(
-        {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets or [0, len(data)]}}
-    ).encode()
+    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets or [0, len(data)]}}).encode()
     return struct.pack("<Q", len(header)) + header + data
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gradcheck import check
+from gradcheck import check, close, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,16 +21,8 @@ seed = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=30, deadline=None)
 
 
-def normal(seed, *shape, dtype=xp.float64):
-    return xp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
-
-
 def tables(positions, dim, dtype=xp.float64, **keywords):
     return posenc.rope_tables(positions, posenc.pair_frequencies(dim), dtype=dtype, **keywords)
-
-
-def close(one, other, tolerance=1e-10):
-    np.testing.assert_allclose(to_numpy(xp.asarray(one)), to_numpy(xp.asarray(other)), rtol=0, atol=tolerance)
 
 
 # --- sinusoidal ---
@@ -98,9 +90,7 @@ def test_learned_names_position_and_table(positions, named):
 
 @fast
 @given(size, size, size, even, st.integers(0, 3), st.booleans(), st.booleans(), st.booleans(), seed)
-def test_rope_gradient_shape_and_layout(
-    batch, heads, time, dim, rest, interleaved, own_positions, transposed, seed
-):
+def test_rope_gradient_shape_and_layout(batch, heads, time, dim, rest, interleaved, own_positions, transposed, seed):
     positions = xp.arange(batch * time).reshape(batch, 1, time) if own_positions else xp.arange(time)
     cos, sin = tables(positions, dim, attention_factor=1.3)
     if transposed:
@@ -108,9 +98,7 @@ def test_rope_gradient_shape_and_layout(
     else:
         x = normal(seed, batch, heads, time, dim + rest)
     check(lambda x: posenc.rope(x, cos, sin, interleaved), x, directions=1, coordinates=8)
-    y, backward = posenc.rope(
-        x.astype(xp.float32), cos.astype(xp.float32), sin.astype(xp.float32), interleaved
-    )
+    y, backward = posenc.rope(x.astype(xp.float32), cos.astype(xp.float32), sin.astype(xp.float32), interleaved)
     assert y.shape == x.shape and y.dtype == backward(y).dtype == xp.float32
     close(y[..., dim:], x[..., dim:].astype(xp.float32), 0)  # partial rotary
 
@@ -133,9 +121,7 @@ def test_rope_scores_depend_on_relative_positions_only(dim, shift, interleaved, 
 
     def scores(start):
         cos, sin = tables(start + xp.arange(6), dim)
-        return posenc.rope(q, cos, sin, interleaved)[0] @ posenc.rope(k, cos, sin, interleaved)[0].swapaxes(
-            -1, -2
-        )
+        return posenc.rope(q, cos, sin, interleaved)[0] @ posenc.rope(k, cos, sin, interleaved)[0].swapaxes(-1, -2)
 
     close(scores(0), scores(shift), 1e-8)
 
@@ -187,9 +173,7 @@ def test_frequencies_agree_with_transformers(case):
 @fast
 @given(st.sampled_from(["linear", "llama3", "yarn"]), even, st.floats(100, 1e6))
 def test_factor_one_changes_nothing(kind, dim, base):
-    frequencies, attention_factor = posenc.rope_frequencies(
-        dim, base, {"rope_type": kind, "factor": 1.0} | EXTENSION
-    )
+    frequencies, attention_factor = posenc.rope_frequencies(dim, base, {"rope_type": kind, "factor": 1.0} | EXTENSION)
     close(frequencies, posenc.rope_frequencies(dim, base)[0], 1e-15)
     assert attention_factor == 1
 
@@ -198,9 +182,7 @@ def test_factor_one_changes_nothing(kind, dim, base):
 @given(even, st.floats(1, 64), st.sampled_from(["type", "rope_type"]))
 def test_linear_scaling_divides_positions(dim, factor, key):
     positions = xp.arange(100)
-    frequencies, _ = posenc.rope_frequencies(
-        dim, scaling={key: "linear", "factor": factor, "rope_theta": 7.0}
-    )
+    frequencies, _ = posenc.rope_frequencies(dim, scaling={key: "linear", "factor": factor, "rope_theta": 7.0})
     for one, other in zip(
         posenc.rope_tables(positions, frequencies), tables(positions / factor, dim, xp.float32), strict=True
     ):

@@ -1,0 +1,105 @@
+"""The optimisers: what one step does, and that many of them arrive."""
+
+import numpy as np
+import pytest
+from gradcheck import close, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import optim
+from backend import xp
+
+seed = st.integers(0, 2**32 - 1)
+size = st.integers(1, 12)
+fast = settings(max_examples=30, deadline=None)
+
+
+@fast
+@given(size, st.floats(1e-3, 1e3), seed)
+def test_the_first_step_of_adamw_moves_every_number_by_the_learning_rate(n, scale, seed):
+    w, g = normal(seed, n), normal(seed + 1, n) * scale
+    before = w.copy()
+    optim.adamw(w, g, {}, 1, lr=0.01, weight_decay=0.1, eps=0)
+    close(w, before * (1 - 0.01 * 0.1) - 0.01 * xp.sign(g))
+
+
+@fast
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=8))
+def test_adamw_is_the_recurrence_of_the_paper(gradients):
+    w, state = xp.array([0.5]), {}
+    m = v = 0.0
+    expected, lr, (b1, b2), eps, decay = 0.5, 0.1, (0.9, 0.95), 1e-8, 0.1
+    for t, g in enumerate(gradients, 1):
+        optim.adamw(w, xp.array([g]), state, t, lr, (b1, b2), eps, decay)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        expected -= lr * (m / (1 - b1**t) / ((v / (1 - b2**t)) ** 0.5 + eps) + decay * expected)
+    close(w, [expected], 1e-8)
+
+
+@fast
+@given(size, size, st.floats(1e-3, 1e3), seed)
+def test_orthogonalise_keeps_directions_and_levels_the_singular_values(rows, cols, scale, seed):
+    u, _, vt = np.linalg.svd(np.random.default_rng(seed).standard_normal((rows, cols)), full_matrices=False)
+    s = np.random.default_rng(seed).uniform(0.1, 1, len(vt))
+    x = optim.orthogonalise(xp.asarray((u * s) @ vt * scale))
+    inner = u.T @ np.asarray(x.tolist()) @ vt.T
+    assert (0.6 < np.diag(inner)).all() and (np.diag(inner) < 1.3).all()
+    assert abs(inner - np.diag(np.diag(inner))).max() < 1e-6
+
+
+@fast
+@given(size, size, st.floats(1e-2, 1e2), seed)
+def test_muon_ignores_the_size_of_the_gradient(rows, cols, scale, seed):
+    g, steps = normal(seed, rows, cols), []
+    for factor in 1, scale:
+        w = xp.zeros((rows, cols))
+        optim.muon(w, g * factor, {}, lr=0.1)
+        steps.append(w)
+    close(*steps, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_it_finds_the_least_squares_solution(kind):
+    name = "model.layers.0.mlp.up_proj.weight"
+    x, goal = normal(0, 64, 6), normal(1, 4, 6)
+    params = {name: xp.zeros((4, 6)), "model.norm.weight": xp.ones(6)}
+    optimizer = optim.Optimizer(kind, 0.05, weight_decay=0.0)
+    for i in range(400):
+        error = x @ (params[name] - goal).T
+        grads = {name: error.T @ x / 64, "model.norm.weight": 2 * (params["model.norm.weight"] - 3)}
+        optimizer.step(params, grads, optim.warm_up_and_decay(i / 400))
+    close(params[name], goal, 0.02)
+    close(params["model.norm.weight"], 3 * xp.ones(6), 0.05)
+    assert set(optimizer.state[name]) == ({"m"} if kind == "muon" else {"m", "v"})
+
+
+def test_norms_and_biases_do_not_decay():
+    params = {"model.norm.weight": xp.ones(3), "model.embed_tokens.weight": xp.ones((3, 3))}
+    optimizer = optim.Optimizer("muon", 0.1)
+    optimizer.step(params, {name: xp.zeros_like(w) for name, w in params.items()})
+    close(params["model.norm.weight"], xp.ones(3))
+    close(params["model.embed_tokens.weight"], xp.full((3, 3), 0.99))
+
+
+@fast
+@given(st.lists(size, min_size=1, max_size=4), st.floats(0.1, 10), seed)
+def test_clipping_bounds_the_common_norm(sizes, largest, seed):
+    grads = {str(i): normal(seed + i, n) for i, n in enumerate(sizes)}
+    before = xp.concatenate(list(grads.values()))
+    norm = optim.clip(grads, largest)
+    after = xp.concatenate(list(grads.values()))
+    assert norm == pytest.approx(float(xp.linalg.norm(before)))
+    close(after, before * min(1, largest / norm))
+
+
+def test_the_schedule_rises_stays_and_falls_to_zero():
+    values = [optim.warm_up_and_decay(p) for p in np.linspace(0, 1, 101)]
+    assert values[0] == 0 and values[-1] == 0 and max(values) == 1
+    top = values.index(1.0)
+    assert values[:top] == sorted(values[:top]) and values[top:] == sorted(values[top:], reverse=True)
+    assert optim.warm_up_and_decay(1.5) == 0
+
+
+def test_an_unknown_optimiser_is_refused():
+    with pytest.raises(ValueError, match="sgd"):
+        optim.Optimizer("sgd", 0.1)

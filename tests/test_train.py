@@ -1,0 +1,273 @@
+"""Training: the same gradient in any pieces, exact resumption, and bad input that harms nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gradcheck import close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import model
+import train
+from backend import to_numpy, xp
+from layers import IGNORE
+
+ROOT = Path(__file__).parents[1]
+CONFIG = model.Config(
+    vocab_size=300,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    max_position_embeddings=16,
+)
+SMALL = ["--layers", "1", "--hidden", "16", "--heads", "2", "--kv-heads", "1", "--context", "16"]
+SMALL += ["--vocab", "270", "--batch", "4", "--threads", "2"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_the_gradient_in_pieces_over_threads_is_the_gradient_in_one(batch, micro_batch, threads, seed):
+    rng = np.random.default_rng(seed)
+    params = model.init(CONFIG, seed, np.float64)
+    tokens, targets = rng.integers(0, 300, (2, batch, 7))
+    targets[rng.random(targets.shape) < 0.4] = IGNORE
+    loss, backward = model.loss(params, CONFIG, xp.asarray(tokens), xp.asarray(targets))
+    grads = backward()
+    with train.thread_pool(threads) as pool:
+        split_loss, split_grads = train.gradient(params, CONFIG, tokens, targets, micro_batch, pool.map)
+    assert split_loss == pytest.approx(loss)
+    for name in params:
+        close(split_grads[name], grads[name])
+
+
+def test_the_causal_target_is_the_next_token():
+    tokens = np.arange(100)
+    inputs, targets = train.causal(tokens, np.array([3, 50]), 5, None, CONFIG)
+    assert inputs.tolist() == [[3, 4, 5, 6, 7], [50, 51, 52, 53, 54]]
+    assert (targets == inputs + 1).all()
+
+
+def test_the_masked_objective_hides_what_it_asks_for():
+    tokens = np.random.default_rng(0).integers(2, 300, 50000).astype(np.uint16)
+    starts = np.arange(0, 49000, 100)
+    inputs, targets = train.masked(tokens, starts, 100, np.random.default_rng(1), CONFIG)
+    originals = tokens[starts[:, None] + np.arange(100)]
+    asked = targets != IGNORE
+    assert (targets[asked] == originals[asked]).all() and (inputs[~asked] == originals[~asked]).all()
+    assert abs(asked.mean() - 0.15) < 0.01
+    assert abs((inputs[asked] == train.MASK).mean() - 0.8) < 0.02
+    assert abs((inputs[asked] == originals[asked]).mean() - 0.1) < 0.02
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(18, 90), st.integers(1, 4))
+def test_evaluation_counts_every_token_once(length, micro_batch):
+    tokens = np.random.default_rng(length).integers(0, 300, length).astype(np.uint16)
+    params = model.init(CONFIG, 0, np.float64)
+    total = 0.0
+    for start in range(0, length - 1, 16):
+        window = tokens[start : start + 17].astype(int)[None]
+        loss, _ = model.loss(params, CONFIG, xp.asarray(window[:, :-1]), xp.asarray(window[:, 1:]))
+        total += loss * (window.shape[1] - 1)
+    assert train.evaluate(params, CONFIG, tokens, micro_batch=micro_batch) == pytest.approx(total / (length - 1))
+
+
+def test_python_has_documentation():
+    documents = train.python_documentation()
+    assert sum(map(len, documents)) > 1_000_000 and all(documents)
+
+
+# --- the command line ---
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    words = "the cat sat on a mat and saw one dog run to his red house ".split(" ")
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text(" ".join(random.Random(0).choices(words, k=3000)))
+    return path
+
+
+def command(*arguments):
+    environment = os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finished(*arguments):
+    process = command(*arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def weights(folder):
+    params, _ = model.load(folder)
+    return {name: to_numpy(value).tobytes() for name, value in params.items()}
+
+
+def steps_logged(folder):
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
+def wait_for_step(process, folder, step):
+    deadline = time.monotonic() + 60
+    while max(steps_logged(folder), default=0) < step:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def run(text, tmp_path_factory):
+    """A finished run of 60 steps."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    code, out, err = finished("--data", text, "--steps", 60, "--out", folder, *SMALL)
+    assert code == 0, err
+    return folder, out
+
+
+def test_a_run_learns_and_writes_what_it_says(run, text):
+    folder, out = run
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    train_losses = [line["train_loss"] for line in lines if "train_loss" in line]
+    assert train_losses[-1] < 0.8 * train_losses[0]
+    assert all({"step", "seconds", "tokens_per_second"} <= line.keys() for line in lines[:-1])
+    assert {"val_loss", "val_bits_per_byte"} <= lines[-1].keys() and f"{lines[-1]['val_bits_per_byte']:.3f}" in out
+    assert "xz" in out and "model.py --load" in out and (folder / "loss.png").stat().st_size > 1000
+    params, config = model.load(folder)
+    assert config.vocab_size == 270 and config.max_position_embeddings == 16
+
+
+def test_the_bits_per_byte_are_those_of_the_whole_held_out_text(run, text):
+    folder, _ = run
+    params, config = model.load(folder)
+    held_out = text.read_text()
+    held_out = held_out[len(held_out) * 9 // 10 :]
+    tokenizer = train.bpe.load(folder / "tokenizer.json")
+    ids = [train.END, *tokenizer.encode(held_out)]
+    nats = 0.0
+    for start in range(0, len(ids) - 1, 16):
+        window = xp.asarray(np.array([ids[start : start + 17]]))
+        nats += model.loss(params, config, window[:, :-1], window[:, 1:])[0] * (window.shape[1] - 1)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    bits = nats / np.log(2) / len(held_out.encode())
+    assert last["val_bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+
+
+def test_a_seed_gives_the_same_run_on_any_number_of_threads(run, text, tmp_path):
+    folder, _ = run
+    options = [*SMALL[:-1], "1"]
+    assert finished("--data", text, "--steps", 60, "--out", tmp_path / "again", *options)[0] == 0
+    assert weights(tmp_path / "again") == weights(folder)
+    assert finished("--data", text, "--steps", 60, "--seed", 1, "--out", tmp_path / "other", *options)[0] == 0
+    assert weights(tmp_path / "other") != weights(folder)
+
+
+def test_killed_twice_and_resumed_is_never_stopped(run, text, tmp_path):
+    folder = tmp_path / "killed"
+    process = command("--data", text, "--steps", 60, "--save-seconds", 0, "--out", folder, *SMALL)
+    for step in 20, 40:
+        wait_for_step(process, folder, step)
+        process.kill()
+        process.communicate()
+        process = command("--resume", folder)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert weights(folder) == weights(run[0])
+    assert steps_logged(folder) == steps_logged(run[0])
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(run, text, tmp_path):
+    folder = tmp_path / "interrupted"
+    process = command("--data", text, "--steps", 60, "--save-seconds", 1000, "--out", folder, *SMALL)
+    wait_for_step(process, folder, 10)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"--resume {folder}" in out and "Traceback" not in err
+    assert train.read_progress(folder)["step"] >= 10
+    assert finished("--out", folder, "--resume")[0] == 0
+    assert weights(folder) == weights(run[0])
+
+
+def test_the_masked_objective_trains_and_fills_gaps(text, tmp_path):
+    folder = tmp_path / "masked"
+    code, out, err = finished("--data", text, "--objective", "masked", "--steps", 40, "--out", folder, *SMALL)
+    assert code == 0, err
+    losses = [json.loads(line).get("train_loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert losses[3] < losses[0] and "bits per byte" not in out
+    prompt = ["--load", folder, "--prompt", "the <mask> sat"]
+    answer = subprocess.run(
+        [sys.executable, ROOT / "model.py", *prompt], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "<mask>" not in answer.stdout and "sat" in answer.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(text, tmp_path):
+    folder = tmp_path / "diverged"
+    code, out, err = finished(
+        "--data", text, "--steps", 60, "--lr", "1e38", "--save-seconds", 0, "--out", folder, *SMALL
+    )
+    assert code == 1 and "not finite at step" in err and "Traceback" not in err
+    params, _ = model.load(folder)
+    assert all(xp.isfinite(value).all() for value in params.values())
+
+
+def test_a_taken_folder_is_left_alone(run, text):
+    folder, _ = run
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = finished("--data", text, "--steps", 3, "--out", folder, *SMALL)
+    assert code == 1 and str(folder) in err and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "data, options, what",
+    [
+        (b"", [], "empty"),
+        (b"tiny", [], "too few"),
+        (b"caf\xe9 " * 1000, [], "UTF-8"),
+        (None, [], "No such file"),
+        (b"words " * 1000, ["--vocab", "255"], "--vocab"),
+        (b"words " * 1000, ["--arch", "gpt5"], "gpt5"),
+        (b"words " * 1000, ["--hidden", "15"], "--hidden"),
+        (b"words " * 1000, ["--kv-heads", "3"], "--kv-heads"),
+        (b"words " * 1000, ["--minutes", "-1"], "--minutes"),
+        (b"words " * 1000, ["--steps", "0"], "--steps"),
+        (b"words " * 1000, ["--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, data, options, what):
+    if data is not None:
+        (tmp_path / "data.txt").write_bytes(data)
+    code, out, err = finished(
+        "--data", tmp_path / "data.txt", "--steps", 3, "--out", tmp_path / "run", *SMALL, *options
+    )
+    assert code != 0 and what in err and "Traceback" not in err and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_what_cannot_be_resumed_is_one_sentence(run, text, tmp_path):
+    for arguments, what in [
+        (["--resume", tmp_path], "no run"),
+        (["--resume"], "folder"),
+        (["--resume", run[0], "--hidden", "32"], "--hidden"),
+    ]:
+        code, _, err = finished(*arguments)
+        assert code == 1 and what in err and err.count("\n") == 1
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "training.safetensors").write_bytes((run[0] / "training.safetensors").read_bytes()[:1000])
+    code, _, err = finished("--resume", damaged)
+    assert code == 1 and "damaged" in err and err.count("\n") == 1
