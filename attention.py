@@ -14,7 +14,7 @@ key head serves heads / kv_heads consecutive query heads: all of them in multi-q
 fewer queries than keys, the queries are the last of the sequence.
 """
 
-from backend import xp
+from backend import to_numpy, xp
 from layers import project, rms_norm, softmax
 from posenc import rope as rotate
 
@@ -240,3 +240,86 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
         return dx, dq | dk | dv | do
 
     return y, backward
+
+
+def demo():
+    """What the slide claims, in numbers: the same result, the growth with the length, and what a cache saves."""
+    import os
+    import time
+    import tracemalloc
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rng = xp.random.default_rng(0)
+
+    def qkv(heads, kv_heads, n, dim=32):
+        return [rng.standard_normal((1, h, n, dim), dtype=xp.float32) for h in (heads, kv_heads, kv_heads)]
+
+    def full(q, k, v):
+        return attention(q, k, v, look(q.shape[2], k.shape[2]))
+
+    def cost(function, *arguments):
+        """Seconds and bytes of a forward and a backward pass."""
+        y, backward = function(*arguments)
+        backward(y)
+        began = time.perf_counter()
+        y, backward = function(*arguments)
+        backward(y)
+        seconds = time.perf_counter() - began
+        tracemalloc.start()
+        y, backward = function(*arguments)
+        backward(y)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return seconds, peak
+
+    q, k, v = qkv(4, 2, 777)
+    (y, backward), (flash_y, flash_backward) = full(q, k, v), flash_attention(q, k, v)
+    worst = max(float(abs(a - b).max()) for a, b in zip((y, *backward(y)), (flash_y, *flash_backward(y))))
+    print(f"flash attention against the textbook, values and gradients: largest difference {worst:.1e}\n")
+
+    print("forward and backward, 4 heads of 32     full            flash           window of 256")
+    lengths, costs = [512, 1024, 2048, 4096], []
+    for n in lengths:
+        q, k, v = qkv(4, 4, n)
+        windowed = lambda q, k, v: flash_attention(q, k, v, window=256)
+        costs.append([cost(function, q, k, v) for function in (full, flash_attention, windowed)])
+        cells = "".join(f"{1e3 * t:6.0f} ms{m / 2**20:5.0f} MB" for t, m in costs[-1])
+        print(f"  {n:5} tokens                    {cells}")
+
+    print("\nkey-value cache, bytes a token and layer in float32, 8 heads of 64:")
+    for name, kv_heads in ("multi-head", 8), ("grouped-query", 2), ("multi-query", 1):
+        print(f"  {name:14} {kv_heads} key heads {2 * kv_heads * 64 * 4:6,}")
+    q, k, v = qkv(4, 4, 1024)
+    cache, times = KVCache(), [time.perf_counter()]
+    for i in range(1024):
+        now = slice(i, i + 1)
+        flash_attention(q[:, :, now], *cache.append(k[:, :, now], v[:, :, now]))
+    times.append(time.perf_counter())
+    for i in range(0, 1024, 16):  # a sixteenth of the work of going without
+        flash_attention(q[:, :, : i + 1], k[:, :, : i + 1], v[:, :, : i + 1])
+    times.append(time.perf_counter())
+    cached, uncached = times[1] - times[0], 16 * (times[2] - times[1])
+    print(f"1024 tokens one by one: {cached:.2f} s with the cache, {uncached:.1f} s without ({uncached / cached:.0f}x)")
+
+    figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
+    masks = {"causal": look(32, 32), "bidirectional": look(32, 32, causal=False), "window of 8": look(32, 32, window=8)}
+    for axis, (name, mask) in zip(axes, masks.items()):
+        axis.imshow(to_numpy(mask), cmap="Blues", vmax=1.4)
+        axis.set(title=name, xlabel="key", ylabel="query")
+    for axis, what, unit in (axes[3], 0, 1e3), (axes[4], 1, 2**-20):
+        for i, name in enumerate(["full", "flash", "flash, window"]):
+            axis.loglog(lengths, [row[i][what] * unit for row in costs], "o-", label=name)
+        axis.set(xlabel="tokens", title=["time, ms", "memory, MB"][what])
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+    os.makedirs("figures", exist_ok=True)
+    figure.savefig("figures/attention.png", dpi=120)
+    print("figures/attention.png")
+
+
+if __name__ == "__main__":
+    demo()
