@@ -308,12 +308,14 @@ def demo():
     figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
     masks = {"causal": look(32, 32), "bidirectional": look(32, 32, causal=False), "window of 8": look(32, 32, window=8)}
     for axis, (name, mask) in zip(axes, masks.items()):
-        axis.imshow(to_numpy(mask), cmap="Blues", vmax=1.4)
+        axis.imshow(to_numpy(mask), cmap="Blues", vmin=0, vmax=1.4)
         axis.set(title=name, xlabel="key", ylabel="query")
     for axis, what, unit in (axes[3], 0, 1e3), (axes[4], 1, 2**-20):
         for i, name in enumerate(["full", "flash", "flash, window"]):
-            axis.loglog(lengths, [row[i][what] * unit for row in costs], "o-", label=name)
+            axis.loglog(lengths, [row[i][what] * unit for row in costs], ["o-", "o-", "o--"][i], label=name)
         axis.set(xlabel="tokens", title=["time, ms", "memory, MB"][what])
+        axis.set_xticks(lengths, lengths)
+        axis.minorticks_off()
         axis.grid(alpha=0.3, which="both")
         axis.legend()
     os.makedirs("figures", exist_ok=True)

@@ -1,17 +1,18 @@
 """Tokenizador.
 
-A model reads integers, so text is first cut into pieces from a fixed vocabulary. Whole words need a huge vocabulary and
-still meet unknown ones; characters or bytes need almost none, but make long sequences; sub-words lie between:
-agot-ador, agot-ado, agot-ante share what they have in common. Byte-pair encoding (Sennrich et al. 2016) learns the
-sub-words: start from the 256 bytes, so that no text is unknown (Radford et al. 2019), and repeat
+A model reads integers, so text is first cut into pieces from a fixed vocabulary. Whole words need a huge one and still
+meet unknown words; characters or bytes need almost none, but make long sequences. Sub-words lie between: agot-ador,
+agot-ado, agot-ante share what they have in common. Byte-pair encoding (Sennrich et al. 2016) learns them: start
+from the 256 bytes, so that no text is unknown (Radford et al. 2019), and repeat
 
     merge the most frequent pair of neighbouring tokens into one new token
 
-until the vocabulary has the chosen size. To encode is to replay the merges, the earliest learned first. Merges never
-cross the words that a regular expression cuts beforehand (the split pattern), which is what makes both fast: a
-corpus is a table of distinct words with their counts, and an encoded word can be remembered.
+until the vocabulary has the chosen size. To encode is to replay the merges, the earliest learned first. No merge
+crosses the words that a regular expression cuts beforehand (the split pattern), and that makes both fast: a corpus
+is a table of distinct words with their counts, and a word encoded once can be remembered.
 
-A tokenizer here is the content of one `tokenizer.json`, the published format: `train` writes it, `load` reads it.
+A tokenizer here is the content of one `tokenizer.json`, the published format: `train` makes it, `load` reads it, and
+Hugging Face `tokenizers` gives the same ids with it.
 """
 
 import json
@@ -24,18 +25,19 @@ from collections import Counter, defaultdict
 from functools import lru_cache
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import chain, groupby, product, repeat
+from math import log
 
-# --- the idea ---------------------------------------------------------------------------------------------------------
+# --- the idea -----------------------------------------------------------------------------------------------
 
 
 def textbook_train(words, n_merges, first):
-    """Byte-pair encoding as in Sennrich et al. (2016), algorithm 1: every pair is counted anew for each merge.
+    """Byte-pair encoding as in Sennrich et al. (2016), algorithm 1: all pairs are counted anew for each merge.
 
-    words: {tuple of token ids: count}. Returns [((left, right), new id), ...], new ids counting up from `first`.
+    words: {tuple of token ids: count}. Returns {(left, right): (rank, new id)}, new ids counting up from `first`.
     Among equally frequent pairs the one with the smallest ids wins.
     """
-    merges = []
-    for new in range(first, first + n_merges):
+    merges = {}
+    for rank in range(n_merges):
         pairs = Counter()
         for word, count in words.items():
             for pair in zip(word, word[1:]):
@@ -43,51 +45,37 @@ def textbook_train(words, n_merges, first):
         if not pairs:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append((best, new))
-        merged = Counter()
-        for word, count in words.items():
-            merged[textbook_merge(word, best, new)] += count
-        words = merged
+        merges[best] = rank, first + rank
+        words = {tuple(textbook_encode(word, {best: merges[best]})): count for word, count in words.items()}
     return merges
 
 
-def textbook_merge(word, pair, new):
-    """The tuple `word` with each occurrence of `pair`, from left to right, replaced by `new`."""
-    for i in range(len(word) - 1):
-        if word[i : i + 2] == pair:
-            return word[:i] + (new,) + textbook_merge(word[i + 2 :], pair, new)
-    return word
-
-
 def textbook_encode(ids, merges):
-    """Merge, while there is one, the pair of neighbours that was learned first (the leftmost of equals).
+    """While any two neighbours can merge, merge the pair that was learned first, the leftmost of equals.
 
-    ids: list of token ids; merges: {(left, right): (rank, new id)}. Returns a list of ids.
+    ids: token ids, at the start those of bytes; merges: {(left, right): (rank, new id)}. Returns a list of ids.
     """
     ids = list(ids)
-    while True:
-        found = [(merges[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in merges]
-        if not found:
-            return ids
+    while found := [(merges[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in merges]:
         (_, new), i = min(found)
         ids[i : i + 2] = [new]
+    return ids
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def learn_merges(words, alphabet, vocab_size):
-    """The same merges by incremental counts: a merge only changes the pairs beside it.
+    """The same merges by incremental counts: a merge changes only the pairs beside it.
 
-    words: {text: count}; alphabet: the tokens there are before any merge, strings that start with the special ones and
-    end with the 256 byte characters in order. Returns (tokens, merges): the tokens in order of id, and the merges as
-    pairs of tokens.
+    words: {text: count}; alphabet: the tokens before any merge, among them the 256 byte characters; a token is
+    spelled in byte characters. Returns (tokens in order of id, merges as pairs of tokens).
 
-    A word is held as a string whose n-th character is chr(token id), so finding, cutting and comparing pairs are
-    string operations, which Python does in C; and pairs compare as their ids do. The heap holds, for each pair, the
-    count it had when it was pushed; counts that fell since are put right when they reach the top. Where two merges
-    spell the same token (ab·c, a·bc) they share its id, and a pair that so appears again is merged again: this is
-    the behaviour of the Hugging Face trainer, and the merges are the same as its.
+    A word is held as a string whose characters are chr(token id): finding, cutting and comparing pairs are then string
+    operations, done in C, and pairs order as their ids do. The heap has for each pair the count at the time it was
+    pushed; one that has fallen since is put right when it comes to the top. Where two merges spell the same token
+    (ab·c, a·bc) they share its id, and a pair that thereby turns up again is merged again: so does the trainer of
+    Hugging Face, whose merges these are.
     """
     tokens = list(alphabet)
     ids = {token: i for i, token in enumerate(tokens)}
@@ -104,21 +92,21 @@ def learn_merges(words, alphabet, vocab_size):
     heap = [(-total[pair], pair, place) for pair, place in where.items()]
     heapify(heap)
     merges = []
-    while heap and len(ids) < vocab_size:
+    while heap and len(tokens) < vocab_size:
         count, pair, place = heap[0]
-        if count + total[pair]:
-            if total[pair] > 0:
-                heapreplace(heap, (-total[pair], pair, place))
-            else:
-                heappop(heap)
+        if -count != total[pair]:
+            heapreplace(heap, (-total[pair], pair, place))
             continue
         heappop(heap)
+        if not count:
+            continue
         left, right = pair
         merges.append((tokens[ord(left)], tokens[ord(right)]))
-        token = merges[-1][0] + merges[-1][1]
-        new = chr(ids.setdefault(token, len(tokens)))
-        if ord(new) == len(tokens):
+        token = "".join(merges[-1])
+        if token not in ids:
+            ids[token] = len(tokens)
             tokens.append(token)
+        new = chr(ids[token])
         where = defaultdict(list)  # the pairs that this merge makes
         for n in place:
             word, count = words[n], counts[n]
@@ -147,57 +135,47 @@ def learn_merges(words, alphabet, vocab_size):
 def train(text, vocab_size, pattern="gpt2", special=("<|endoftext|>",)):
     """A Tokenizer with byte-level BPE learned from `text`: a string, or an iterable of strings (documents).
 
-    vocab_size counts the special tokens, the 256 bytes and the merges; where the text offers fewer merges the
-    vocabulary ends smaller. pattern: a name in PATTERNS, or a regular expression. The ids and merges are those of
-    Hugging Face `tokenizers`: special tokens, then bytes, then merges. ValueError for an empty text, and for a
-    vocabulary too small for the bytes and special tokens.
+    vocab_size counts the special tokens, the 256 bytes and the merges, which have their ids in that order; where the
+    text offers fewer merges the vocabulary stays smaller. pattern: a name in PATTERNS or a regular expression.
+    ValueError for an empty text, a vocabulary below the bytes and special tokens, and a pattern `re` cannot take.
     """
     special = list(dict.fromkeys(special))
     alphabet = special + sorted(BYTE_CHARS)
     if vocab_size < len(alphabet):
-        raise ValueError(
-            f"a vocabulary of {vocab_size} is too small: the 256 bytes and {len(special)} special tokens need {len(alphabet)}"
-        )
-    if any(token in BYTE_CHARS or not token for token in special):
+        need = f"the 256 bytes and {len(special)} special tokens need {len(alphabet)}"
+        raise ValueError(f"a vocabulary of {vocab_size} is too small: {need}")
+    if any(len(token) < 2 for token in special):
         raise ValueError("a special token must have at least two characters")
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": pattern == "gpt2",
-    }
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     split = {"type": "Split", "pattern": {"Regex": PATTERNS.get(pattern, pattern)}}
     split |= {"behavior": "Isolated", "invert": False}
+    steps = [split, byte_level | {"use_regex": False}]
     config = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, "special": True}
-            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            for i, token in enumerate(special)
-        ],
+        "added_tokens": [{"id": i, "content": token} | flags for i, token in enumerate(special)],
         "normalizer": None,
-        "pre_tokenizer": byte_level
-        if pattern == "gpt2"
-        else {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "pre_tokenizer": byte_level if pattern == "gpt2" else {"type": "Sequence", "pretokenizers": steps},
         "post_processor": None,
         "decoder": byte_level,
-        "model": {"type": "BPE"}
-        | dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-        | dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
-        | {"vocab": {token: i for i, token in enumerate(alphabet)}, "merges": []},
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(alphabet)}, "merges": []},
     }
-    split_text = Tokenizer(config).split
+    split_words = Tokenizer(config).split
     words = Counter()
     for document in [text] if isinstance(text, str) else text:
-        words.update(split_text(document))
+        words.update(split_words(document))
     if not words:
         raise ValueError("there is no text to train a tokenizer on")
     tokens, merges = learn_merges(words, alphabet, vocab_size)
-    config["model"]["vocab"] = {token: i for i, token in enumerate(tokens)}
-    config["model"]["merges"] = [list(merge) for merge in merges]
+    config["model"] |= {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": [*map(list, merges)]}
     return Tokenizer(config)
+
+
+def refuse(condition, what):
+    if condition:
+        raise ValueError(f"tokenizer.json asks for {what}, which bpe.py does not have")
 
 
 # --- split patterns ---------------------------------------------------------------------------------------------------
@@ -211,26 +189,19 @@ PATTERNS = {
 }
 DIGITS = {True: r"\p{N}|\P{N}+", False: r"\p{N}+|\P{N}+"}  # each digit by itself, or runs of them
 COVERING = {*PATTERNS.values(), *DIGITS.values()}  # every character of a text is in some match
+ALL, GAPS, MATCHES = slice(None), slice(0, None, 2), slice(1, None, 2)  # of gap, match, gap, ..., match, gap
+
+# Between a letter or digit and one of these all patterns in COVERING cut, without looking any further on either side,
+# and NFC composes nothing: a text can be cut there and encoded in parts.
+EDGE, SPACE_EDGE = re.compile(r"(?<=[^\W_])[ \n.,;:!?、。，]"), re.compile(r"(?<=[^\W_]) ")
+BLOCK = 1 << 14
 
 
 # Text is mostly ASCII, and seldom beyond the basic plane: a class cut down to the characters that can occur is up to
 # four times as fast to match as the whole one, which has several hundred ranges.
 LIMITS = 0x7F, 0xFFFF, sys.maxunicode
-WHITE_SPACE = (
-    (9, 13),
-    (32, 32),
-    (0x85, 0x85),
-    (0xA0, 0xA0),
-    (0x1680, 0x1680),
-    (0x2000, 0x200A),
-    (0x2028, 0x2029),
-)
-WHITE_SPACE += (
-    (0x202F, 0x202F),
-    (0x205F, 0x205F),
-    (0x3000, 0x3000),
-)  # Unicode's; Python's \s has \x1c to \x1f too
-SPACES = "".join(chr(code) for first, last in WHITE_SPACE for code in range(first, last + 1))
+# Unicode's White_Space, which is what tokenizers means by \s; Python's \s has \x1c to \x1f too
+SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 
 @lru_cache
@@ -248,11 +219,11 @@ def char_class(name, negated, limit):
     r"""The inside of a [class]: the characters up to `limit` in a category such as L or Lu, or in \s or \d."""
     name = {"d": "Nd"}.get(name, name)
     if name == "s":
-        ranges = WHITE_SPACE
-    elif re.fullmatch("[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cfnos]", name):
-        ranges = sorted(chain(*(rs for category, rs in categories(limit).items() if category.startswith(name))))
+        ranges = [(ord(space), ord(space)) for space in SPACES]
     else:
-        raise ValueError(f"tokenizer.json asks for \\p{{{name}}} in a split pattern, which bpe.py does not have")
+        known = re.fullmatch("[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cfnos]", name)
+        refuse(not known, f"\\p{{{name}}} in a split pattern")
+        ranges = sorted(chain(*(rs for category, rs in categories(limit).items() if category.startswith(name))))
     if negated:
         edges = [0, *chain(*((first - 1, last + 1) for first, last in ranges)), sys.maxunicode]
         ranges = zip(edges[::2], edges[1::2])
@@ -274,20 +245,16 @@ def compile_pattern(pattern, limit):
         if t[0] == "\\" and t[1] in "pPsSdD":
             chars = char_class(t[2:].strip("{^}") or t[1].lower(), t[1].isupper() != ("^" in t), limit)
             out.append(chars if inside else f"[{chars}]")
-        elif re.fullmatch(r"\\[^\W_nrtfvaxuAz0]|&&|\[" if inside else r"\\[^\W_nrtfvaxuAz0]|\(\?|\}\+", t):
-            raise ValueError(f"tokenizer.json asks for {t} in a split pattern, which bpe.py does not have")
-        elif inside:
-            inside = t != "]"
-            out.append(t)
-        else:
-            inside = t == "["
-            out.append({"(": "(?:", "^": "(?m:^)", "$": "(?m:$)", r"\z": r"\Z"}.get(t, t))
+            continue
+        refuse(
+            re.fullmatch(r"\\[^\W_nrtfvaxuAz0]|" + (r"&&|\[" if inside else r"\(\?|\}\+"), t), f"{t} in a split pattern"
+        )
+        out.append(t if inside else {"(": "(?:", "^": "(?m:^)", "$": "(?m:$)", r"\z": r"\Z"}.get(t, t))
+        inside = t != "]" if inside else t == "["
     try:
         return re.compile("".join(out))
     except re.error as error:
-        raise ValueError(
-            f"tokenizer.json asks for the split pattern {pattern!r}, which bpe.py cannot read: {error}"
-        ) from None
+        raise ValueError(f"the split pattern {pattern!r} cannot be read by Python: {error}") from None
 
 
 def find_limit(text):
@@ -295,29 +262,31 @@ def find_limit(text):
     return LIMITS[0] if text.isascii() else LIMITS[2 if re.search("[\U00010000-\U0010ffff]", text) else 1]
 
 
-def splitter(pattern, keep="all"):
-    """A function that cuts a text (a string) into a list of pieces by a regular expression.
-
-    keep: "all" gives the matches and what lies between them, "matches" and "gaps" one of the two.
-    """
-    compile_pattern(pattern, LIMITS[0])  # so that a bad pattern is refused here
+def splitter(pattern, keep=ALL):
+    """A function from a text to the list of its pieces: the matches of a regular expression and what lies between."""
+    compile_pattern(pattern, LIMITS[0])  # so that a bad one is refused here
 
     def split(text):
         regex = compile_pattern(pattern, find_limit(text))
-        if pattern in COVERING and keep != "gaps":
+        if pattern in COVERING and keep != GAPS:
             return regex.findall(text)
-        pieces, end = [], 0
-        for m in regex.finditer(text):
-            if keep != "matches":
-                pieces.append(text[end : m.start()])
-            if keep != "gaps":
-                pieces.append(m[0])
-            end = m.end()
-        if keep != "matches":
-            pieces.append(text[end:])
-        return [piece for piece in pieces if piece]
+        cuts = [0, *chain.from_iterable(m.span() for m in regex.finditer(text)), len(text)]
+        pieces = [text[start:end] for start, end in zip(cuts, cuts[1:])]
+        return [piece for piece in pieces[keep] if piece]
 
     return split
+
+
+def blocks(text):
+    """Cut a text into blocks of about BLOCK characters where every pattern in COVERING cuts anyway.
+
+    They fit the processor's cache, and one rare character slows the matching of one block only (see LIMITS).
+    """
+    start = 0
+    while edge := SPACE_EDGE.search(text, start + BLOCK):
+        yield text[start : edge.start()]
+        start = edge.start()
+    yield text[start:]
 
 
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
@@ -329,7 +298,7 @@ BYTE_CHARS = [chr(256 + _others.index(byte)) if byte in _others else chr(byte) f
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 
 CACHED_WORDS, CACHED_LENGTH = 1 << 17, 64
-BLOCK = 1 << 16  # characters that `encode_iter` takes at a time
+REFUSED = "truncation padding dropout continuing_subword_prefix end_of_word_suffix byte_fallback".split()
 TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 LONG_WORD = 200  # tokens from which a heap is faster than looking through the list
 NO_MERGE = sys.maxsize
@@ -391,11 +360,6 @@ class Cache(dict):
         return ids
 
 
-def refuse(condition, what):
-    if condition:
-        raise ValueError(f"tokenizer.json asks for {what}, which bpe.py does not have")
-
-
 def sequence(spec, key):
     """The parts of a component of tokenizer.json: none, itself, or those of a Sequence, which it holds under `key`."""
     if spec and spec["type"] == "Sequence":
@@ -415,7 +379,7 @@ def pre_tokenizer(spec):
         split = splitter(DIGITS[spec.get("individual_digits", False)])
     elif spec["type"] == "Split":
         ((form, pattern),) = spec["pattern"].items()
-        keep = {"Isolated": "all", "Removed": "matches" if spec.get("invert") else "gaps"}.get(spec["behavior"])
+        keep = {"Isolated": ALL, "Removed": MATCHES if spec.get("invert") else GAPS}.get(spec["behavior"])
         refuse(keep is None, f"a Split with the behaviour {spec['behavior']}")
         split = splitter({"Regex": pattern, "String": re.escape(pattern)}[form], keep)
     else:
@@ -434,48 +398,50 @@ class Tokenizer:
     def __init__(self, config):
         self.config = config
         model, added = config["model"], config.get("added_tokens") or []
-        refuse(model.get("type", "BPE") != "BPE", f"the model {model.get('type')}")
-        for option in "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback":
-            refuse(model.get(option), option)
-        refuse(model.get("unk_token") and model.get("fuse_unk"), "fuse_unk")
-        for option in "truncation", "padding":
-            refuse(config.get(option), option)
-        for token in added:
-            refuse(token.get("single_word"), f"single_word in the added token {token['content']!r}")
-        for part in sequence(config.get("normalizer"), "normalizers"):
-            refuse(part["type"] != "NFC", f"the normalizer {part['type']}")
-        self._nfc = bool(sequence(config.get("normalizer"), "normalizers"))
-        for part in sequence(config.get("decoder"), "decoders"):
-            refuse(part["type"] != "ByteLevel", f"the decoder {part['type']}")
+        normalizers = sequence(config.get("normalizer"), "normalizers")
         splits = sequence(config.get("pre_tokenizer"), "pretokenizers")
         kinds = [part["type"] for part in splits]
-        self._steps = [step for part in splits for step in pre_tokenizer(part)]
-        self._prefix_space = any(part["type"] == "ByteLevel" and part.get("add_prefix_space", True) for part in splits)
-        self._local = all(part["type"] != "Split" or part["pattern"].get("Regex") in COVERING for part in splits)
-        refuse("ByteLevel" not in kinds, "a pre-tokenizer without ByteLevel")
-        refuse("ByteLevel" in kinds[:-1], "a pre-tokenizer after ByteLevel")
+        refuse(model.get("type", "BPE") != "BPE", f"the model {model.get('type')}")
+        for part in model, config:
+            for option in REFUSED:
+                refuse(part.get(option), option)
+        refuse(model.get("unk_token") and model.get("fuse_unk"), "fuse_unk")
+        for part in normalizers:
+            refuse(part["type"] != "NFC", f"the normalizer {part['type']}")
+        for part in sequence(config.get("decoder"), "decoders"):
+            refuse(part["type"] != "ByteLevel", f"the decoder {part['type']}")
+        for token in added:
+            refuse(token.get("single_word"), f"single_word in the added token {token['content']!r}")
+        refuse(kinds.count("ByteLevel") != 1 or kinds[-1] != "ByteLevel", "pre-tokenizers that do not end in ByteLevel")
 
         vocab = model["vocab"]
-        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in model["merges"]]
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         self._ranks = {(vocab[left], vocab[right]): rank for rank, (left, right) in enumerate(merges)}
         self._results = [vocab[left + right] for left, right in merges]
         # a byte that the vocabulary lacks becomes the unknown token or, where there is none, vanishes
         self._byte_ids = [vocab.get(char, vocab.get(model.get("unk_token"))) for char in BYTE_CHARS]
         spelled = {i: token_to_bytes(token) for token, i in vocab.items()}
         self._whole = {text: i for i, text in spelled.items()} if model.get("ignore_merges") else {}
+        self._cache = Cache(self._encode_word)
 
-        ids = {token["content"]: vocab.get(token["content"], token["id"]) for token in added}
+        self._nfc = bool(normalizers)
+        self._steps = [step for part in splits for step in pre_tokenizer(part)]
+        self._local = all(
+            kind != "Split" or part["pattern"].get("Regex") in COVERING for kind, part in zip(kinds, splits)
+        )
+        self._edge = SPACE_EDGE if splits[-1].get("add_prefix_space", True) else EDGE
+
+        ids = {token["content"]: vocab.get(token["content"], token["id"]) for token in added if token["content"]}
         self.special = {token["content"]: ids[token["content"]] for token in added if token.get("special")}
-        self._added = {  # (whether on normalised text, whether special tokens count): how to find added tokens
-            key: find_added([t | {"id": ids[t["content"]]} for t in added if t["content"]], *key, self._nfc)
+        self._added = {  # for (normalised text?, special tokens too?): a function that cuts a text at added tokens
+            key: cut_at_added([t | {"id": ids[t["content"]]} for t in added if t["content"]], *key, self._nfc)
             for key in product((False, True), repeat=2)
         }
-        self._added_spellings = {form for token in ids for form in (token, unicodedata.normalize("NFC", token))}
+        self._added_texts = {form for token in ids for form in (token, unicodedata.normalize("NFC", token))}
         spelled |= {i: token.encode() for token, i in ids.items()}
         self.vocab_size = 1 + max(spelled)
         self.token_bytes = [spelled.get(i, b"") for i in range(self.vocab_size)]
         self.bos, self.eos = template(config.get("post_processor"))
-        self._cache = Cache(self._encode_word)
 
     def encode(self, text, allow_special=False):
         """The ids of a text, as `tokenizers` gives them with add_special_tokens=False.
@@ -495,7 +461,8 @@ class Tokenizer:
 
     def split(self, text):
         """An iterator over the words (pieces that no merge crosses) of a text without added tokens."""
-        pieces = iter([text] if text else [])
+        pieces = blocks(text) if self._local else [text]
+        pieces = (piece for piece in pieces if piece)
         for step in self._steps:
             pieces = step(pieces)
         return pieces
@@ -523,17 +490,17 @@ class Tokenizer:
     def encode_iter(self, chunks, allow_special=False):
         """Yield the ids of a text that comes as an iterable of strings: those of `encode` on all of it.
 
-        Only what follows the last safe cut is held, about BLOCK characters, whatever the length of the text. Where
-        the file has a split pattern other than those known here no cut can be known to be safe, and all is held.
+        A few times BLOCK characters are held at once, however long the text is. All of it is held where the file has
+        a split pattern of its own, for which no cut is known to be safe.
         """
-        held, enough = "", BLOCK
+        held, enough = "", 2 * BLOCK
         for chunk in chunks:
             held += chunk
             if len(held) >= enough:
                 cut = self._safe_cut(held)
                 yield from self.encode(held[:cut], allow_special)
                 held = held[cut:]
-                enough = BLOCK + 2 * len(held)
+                enough = 2 * max(BLOCK, len(held))
         yield from self.encode(held, allow_special)
 
     def save(self, path):
@@ -555,23 +522,16 @@ class Tokenizer:
         return merge_word(ids, self._ranks, self._results)
 
     def _safe_cut(self, text):
-        """The last place where `text` can be cut so that its halves, whatever follows, give the ids of the whole.
-
-        That is between a letter or digit and a space or punctuation mark: in the known patterns no word and no
-        lookahead spans the two, nor does a character composed by NFC. An added token that could must not be there.
-        """
-        if not self._local:
-            return 0
-        reach = max(map(len, self._added_spellings), default=0)
-        for cut in range(len(text) - max(reach, 1), 0, -1):
-            edge = text[cut] in " \n" or unicodedata.category(text[cut])[0] in "PZ" and text[cut] != "'"
-            if edge and text[cut - 1].isalnum() and (text[cut] == " " or not self._prefix_space):
-                # enough of the text on the left for `reach` characters of it in NFC
-                left = text[max(0, cut - 8 * reach) : cut]
-                left = unicodedata.normalize("NFC", left) if self._nfc else left
-                near, here = left + text[cut : cut + reach], len(left)
-                if all(near.find(t, max(0, here - len(t)), here + len(t) - 1) < 0 for t in self._added_spellings):
-                    return cut
+        """A place in `text` where it can be cut, whatever follows it: an edge with no added token across it, or 0."""
+        reach = max(map(len, self._added_texts), default=0)
+        for edge in self._edge.finditer(text, len(text) // 2, len(text) - reach) if self._local else ():
+            cut = edge.start()
+            before = text[max(0, cut - 8 * reach) : cut]  # enough for `reach` characters in NFC
+            before = unicodedata.normalize("NFC", before) if self._nfc else before
+            near, here = before + text[cut : cut + reach], len(before)
+            # nor may one end here, since it may take the spaces that follow
+            if all(near.find(t, max(0, here - len(t)), here + len(t) - 1) < 0 for t in self._added_texts):
+                return cut
         return 0
 
     def _sections(self, text, allow_special):
@@ -586,7 +546,7 @@ class Tokenizer:
         return sections
 
 
-def find_added(added, normalized, allow_special, nfc):
+def cut_at_added(added, normalized, allow_special, nfc):
     """A function that cuts a text at those of the added tokens that apply: -> [(text, None) or (None, id), ...].
 
     Where several begin at one place, the longest wins. None if none applies.
@@ -606,7 +566,7 @@ def find_added(added, normalized, allow_special, nfc):
             if token.get("lstrip"):
                 before = before.rstrip(SPACES)
             if token.get("rstrip"):
-                stop = re.compile(f"[{SPACES}]*").match(text, stop).end()
+                stop += len(text) - stop - len(text[stop:].lstrip(SPACES))
             sections += [(before, None), (None, token["id"])]
             end = stop
         return [*sections, (text[end:], None)]

@@ -38,7 +38,7 @@ def main():
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     prompt = tokenizer(text)["input_ids"]
     network = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
-    network.generation_config.eos_token_id = None  # a fixed number of tokens
+    network.generation_config.eos_token_id = None  # neither side stops early
     params, config = model.load(args.folder)
 
     def theirs():
@@ -46,7 +46,7 @@ def main():
         return ids[0, len(prompt) :].tolist()
 
     def ours():
-        answer = model.generate(params, config, prompt, max_new_tokens=args.tokens, temperature=0)
+        answer = model.generate(params, config, prompt, max_new_tokens=args.tokens, temperature=0, stop=[])
         return [int(token) for token in answer]
 
     if ours() != theirs():
