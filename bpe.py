@@ -194,7 +194,7 @@ ALL, GAPS, MATCHES = slice(None), slice(0, None, 2), slice(1, None, 2)  # of gap
 # Between a letter or digit and one of these all patterns in COVERING cut, without looking any further on either side,
 # and NFC composes nothing: a text can be cut there and encoded in parts.
 EDGE, SPACE_EDGE = re.compile(r"(?<=[^\W_])[ \n.,;:!?、。，]"), re.compile(r"(?<=[^\W_]) ")
-BLOCK = 1 << 14
+BLOCK = 1 << 13
 
 
 # Text is mostly ASCII, and seldom beyond the basic plane: a class cut down to the characters that can occur is up to
@@ -202,6 +202,7 @@ BLOCK = 1 << 14
 LIMITS = 0x7F, 0xFFFF, sys.maxunicode
 # Unicode's White_Space, which is what tokenizers means by \s; Python's \s has \x1c to \x1f too
 SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+SPACE_RUN = re.compile(f"[{SPACES}]*")
 
 
 @lru_cache
@@ -311,20 +312,21 @@ def merge_word(ids, ranks, results):
     """
     if len(ids) > LONG_WORD:
         return merge_long_word(ids, ranks, results)
-    rank_at = [*map(ranks.get, zip(ids, ids[1:]), repeat(NO_MERGE)), NO_MERGE]
+    get = ranks.get
+    rank_at = [*map(get, zip(ids, ids[1:]), repeat(NO_MERGE)), NO_MERGE]
     while (rank := min(rank_at)) < NO_MERGE:
         i = rank_at.index(rank)
         del ids[i + 1], rank_at[i]
         ids[i] = new = results[rank]
         if i:
-            rank_at[i - 1] = ranks.get((ids[i - 1], new), NO_MERGE)
+            rank_at[i - 1] = get((ids[i - 1], new), NO_MERGE)
         if i + 1 < len(ids):
-            rank_at[i] = ranks.get((new, ids[i + 1]), NO_MERGE)
+            rank_at[i] = get((new, ids[i + 1]), NO_MERGE)
     return ids
 
 
 def merge_long_word(ids, ranks, results):
-    """The same in O(n log n): a doubly linked list of tokens, and a heap of (rank, position) of their pairs."""
+    """The same in n log n steps: a doubly linked list of tokens, and a heap of (rank, position) of their pairs."""
     n = len(ids)
     before, after = list(range(-1, n - 1)), list(range(1, n + 1))
     heap = [(ranks[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in ranks]
@@ -356,7 +358,7 @@ class Cache(dict):
         if len(word) <= CACHED_LENGTH:
             if len(self) >= CACHED_WORDS:
                 self.clear()
-            self[word] = ids
+            self[word] = tuple(ids)  # which, unlike a list, the garbage collector stops looking at
         return ids
 
 
@@ -420,7 +422,12 @@ class Tokenizer:
         self._results = [vocab[left + right] for left, right in merges]
         # a byte that the vocabulary lacks becomes the unknown token or, where there is none, vanishes
         self._byte_ids = [vocab.get(char, vocab.get(model.get("unk_token"))) for char in BYTE_CHARS]
-        spelled = {i: token_to_bytes(token) for token, i in vocab.items()}
+        self._lacks_bytes = None in self._byte_ids
+        # what is not spelled in byte characters is an added token, which stands for its own text
+        spelled = {
+            i: bytes(map(CHAR_BYTES.get, token)) if CHAR_BYTES.keys() >= set(token) else token.encode()
+            for token, i in vocab.items()
+        }
         self._whole = {text: i for i, text in spelled.items()} if model.get("ignore_merges") else {}
         self._cache = Cache(self._encode_word)
 
@@ -461,8 +468,7 @@ class Tokenizer:
 
     def split(self, text):
         """An iterator over the words (pieces that no merge crosses) of a text without added tokens."""
-        pieces = blocks(text) if self._local else [text]
-        pieces = (piece for piece in pieces if piece)
+        pieces = filter(None, blocks(text) if self._local else [text])
         for step in self._steps:
             pieces = step(pieces)
         return pieces
@@ -516,9 +522,11 @@ class Tokenizer:
 
     def _encode_word(self, word):
         data = word.encode("utf-8", "surrogateescape")
-        if data in self._whole:
+        if self._whole and data in self._whole:
             return [self._whole[data]]
-        ids = [i for i in map(self._byte_ids.__getitem__, data) if i is not None]
+        ids = [*map(self._byte_ids.__getitem__, data)]
+        if self._lacks_bytes:
+            ids = [i for i in ids if i is not None]
         return merge_word(ids, self._ranks, self._results)
 
     def _safe_cut(self, text):
@@ -566,20 +574,12 @@ def cut_at_added(added, normalized, allow_special, nfc):
             if token.get("lstrip"):
                 before = before.rstrip(SPACES)
             if token.get("rstrip"):
-                stop += len(text) - stop - len(text[stop:].lstrip(SPACES))
+                stop = SPACE_RUN.match(text, stop).end()
             sections += [(before, None), (None, token["id"])]
             end = stop
         return [*sections, (text[end:], None)]
 
     return cut if tokens else None
-
-
-def token_to_bytes(token):
-    """The bytes that a token of the vocabulary is written for."""
-    try:
-        return bytes(map(CHAR_BYTES.__getitem__, token))
-    except KeyError:  # not a byte-level spelling: an added token, which stands for its own text
-        return token.encode()
 
 
 def template(post_processor):
@@ -618,3 +618,136 @@ def load(path):
         raise ValueError(f"{path} is not a tokenizer.json that can be read: {error!r}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+# --- the slide's other tokenizers -----------------------------------------------------------------------------
+
+
+def words_of(text):
+    """Words and punctuation marks, without the space between them."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def train_words(text, vocab_size):
+    """The most frequent words, and <unk> for all others."""
+    return {"<unk>", *(word for word, _ in Counter(words_of(text)).most_common(vocab_size - 1))}
+
+
+def encode_words(text, vocab):
+    return [word if word in vocab else "<unk>" for word in words_of(text)]
+
+
+def train_wordpiece(text, vocab_size):
+    """WordPiece (Schuster & Nakajima 2012): merge the pair that raises the likelihood of the text most.
+
+    Under a unigram model of the pieces, merging a and b raises the log-likelihood by about n(ab) log(n(ab) N / (n(a)
+    n(b))), N being the number of pieces. Pieces inside a word are written ##piece. Returns the set of pieces.
+    """
+    words = {(word[0], *("##" + char for char in word[1:])): n for word, n in Counter(words_of(text)).items()}
+    vocab = {"[UNK]"}.union(*words)
+    while len(vocab) < vocab_size:
+        single, pairs = Counter(), Counter()
+        for word, n in words.items():
+            for piece in word:
+                single[piece] += n
+            for pair in zip(word, word[1:]):
+                pairs[pair] += n
+        if not pairs:
+            break
+        n_pieces = single.total()
+        gain = {(a, b): n * log(n * n_pieces / (single[a] * single[b])) for (a, b), n in pairs.items()}
+        best = max(gain, key=lambda pair: (gain[pair], pair))
+        new = best[0] + best[1].removeprefix("##")
+        words = {tuple(textbook_encode(word, {best: (0, new)})): n for word, n in words.items()}
+        vocab.add(new)
+    return vocab
+
+
+def encode_wordpiece(text, vocab):
+    """The longest piece that matches, from left to right (Devlin et al. 2019); a word that cannot be spelled is [UNK]."""
+    pieces = []
+    for word in words_of(text):
+        start, found = 0, []
+        while start < len(word):
+            ends = range(len(word), start, -1)
+            matches = ("##" * (start > 0) + word[start:end] for end in ends)
+            piece = next((piece for piece in matches if piece in vocab), None)
+            if piece is None:
+                found = ["[UNK]"]
+                break
+            found.append(piece)
+            start += len(piece) - 2 * (start > 0)
+        pieces += found
+    return pieces
+
+
+# --- demo -----------------------------------------------------------------------------------------------------
+
+STEMS = """agot am alarm abrum brill camin calm cant cautiv cort declar desafi don estimul fabric fascin gobern habl
+    inquiet interrog irrit liber naveg observ oper particip pens provoc refriger simul vigil viol""".split()
+SENTENCES = (
+    "ayer {0}aron sin descanso y hoy vuelven a {0}ar .",
+    "quien {0}a mucho acaba por no {0}ar nada .",
+    "nadie {0}aba tanto como ella , que {0}ó toda la tarde .",
+    "lo {0}ado , {0}ado está , y las {0}adas también .",
+    "es un {0}ador muy serio , y ella es {0}adora desde niña .",
+    "resulta {0}ante , y los {0}antes lo saben .",
+)
+
+
+def demo():
+    import matplotlib.pyplot as plt
+    from pydoc_data import topics
+
+    # a family of words for each stem; of agotar the training text never says agotador, agotado, agotante
+    held = {
+        (stem, form) for n, stem in enumerate(STEMS) for form in range(3, 6) if stem == "agot" or (n + form) % 7 == 0
+    }
+    lines = {(stem, form): text.format(stem) for stem in STEMS for form, text in enumerate(SENTENCES)}
+    spanish = "\n".join(line for key, line in lines.items() if key not in held)
+    unseen = "\n".join(lines[key] for key in held)
+
+    def report(name, size, encode, unknown):
+        tokens, words = encode(unseen), words_of(unseen)
+        rate = sum(token == unknown for token in tokens) / len(words)
+        shown = "  ".join(" ".join(encode(word)) for word in ("agotador", "agotado", "agotante"))
+        print(f"{name:10} {size:10} {len(tokens) / len(words):11.2f} {rate:8.0%}  {shown}")
+
+    print(f"{'':10} vocabulary tokens/word  unknown  agotador, agotado, agotante")
+    size = 420
+    words, pieces, bpe = train_words(spanish, size), train_wordpiece(spanish, size), train(spanish, size)
+    report("words", len(words), lambda text: encode_words(text, words), "<unk>")
+    report("WordPiece", len(pieces), lambda text: encode_wordpiece(text, pieces), "[UNK]")
+    report("BPE", bpe.vocab_size, lambda text: [bpe.decode([i]).strip() for i in bpe.encode(text)], None)
+    characters = set(spanish)
+    report("characters", len(characters), lambda text: [c if c in characters else "?" for c in text], "?")
+    report("bytes", 256, lambda text: [f"{byte:x}" for byte in text.encode()], None)
+
+    docs = [topics.topics[name] for name in sorted(topics.topics)]
+    seen, held_out = "\n".join(docs[::2] + docs[3::4]), "\n".join(docs[1::4])
+    n_words = len(words_of(held_out))
+    sizes = [300, 500, 1000, 2000, 4000, 8000]
+    per_word = [len(train(seen, size).encode(held_out)) / n_words for size in sizes]
+    unknown = [encode_words(held_out, train_words(seen, size)).count("<unk>") / n_words for size in sizes]
+    print("\nPython's language reference, held-out pages:")
+    print("vocabulary              " + "".join(f"{size:8}" for size in sizes))
+    print("BPE, tokens per word    " + "".join(f"{value:8.2f}" for value in per_word))
+    print("words, share unknown    " + "".join(f"{value:8.1%}" for value in unknown))
+
+    figure, left = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    left.semilogx(sizes, per_word, "o-", color="C0")
+    left.axhline(len(held_out.encode()) / n_words, ls=":", color="C0")
+    left.text(sizes[0], len(held_out.encode()) / n_words, "bytes", color="C0", va="bottom")
+    left.set(xlabel="vocabulary", ylabel="BPE: tokens per word", ylim=0, xticks=sizes, xticklabels=sizes)
+    left.minorticks_off()
+    right = left.twinx()
+    right.semilogx(sizes, [100 * value for value in unknown], "s--", color="C1")
+    right.set(ylabel="words: % unknown", ylim=(0, None))
+    right.minorticks_off()
+    os.makedirs("figures", exist_ok=True)
+    figure.savefig("figures/bpe.png", dpi=150)
+    print("figures/bpe.png")
+
+
+if __name__ == "__main__":
+    demo()

@@ -65,22 +65,31 @@ class Config:
         Raises ValueError where it asks for something this model does not have.
         """
         kind = published.get("model_type")
-        if kind not in CLASS_NAMES:
-            raise ValueError(f"model_type {kind!r} is not one of {', '.join(CLASS_NAMES)}")
-        missing = [name for name in REQUIRED if not isinstance(published.get(name), int)]
+        if kind not in FAMILIES:
+            raise ValueError(f"model_type {kind!r} is not one of {', '.join(FAMILIES)}")
+        published = FAMILIES[kind][1] | published
+        fields = {}
+        for field in dataclasses.fields(cls):
+            value = published.get(field.name)
+            if value is not None:
+                value = tuple(value) if isinstance(value, list) else value
+                value = float(value) if field.type is float and type(value) is int else value
+                if not isinstance(value, field.type) or (type(value) is int and value < 0):
+                    raise ValueError(f"config.json cannot have {field.name} = {value!r}")
+                fields[field.name] = value
+        missing = [name for name in REQUIRED if not fields.get(name)]
         if missing:
-            raise ValueError(f"config.json gives no whole number for {', '.join(missing)}")
-        fields = {f.name: published[f.name] for f in dataclasses.fields(cls) if published.get(f.name) is not None}
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+            raise ValueError(f"config.json gives no {', '.join(missing)}")
         heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
         fields.setdefault("num_key_value_heads", heads)
-        fields.setdefault("head_dim", 128 if kind == "qwen3" else fields["hidden_size"] // heads)
-        rope = published.get("rope_parameters") or published.get("rope_scaling")
+        fields.setdefault("head_dim", fields["hidden_size"] // heads)
+        rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"config.json cannot have rope_parameters = {rope!r}")
         if rope:
-            fields["rope_theta"] = rope.get("rope_theta", published.get("rope_theta", 10000.0))
+            fields["rope_theta"] = rope.get("rope_theta", published["rope_theta"])
             plain = rope.get("rope_type", rope.get("type", "default")) == "default"
             fields["rope_scaling"] = None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}
-        fields.setdefault("rope_theta", 10000.0)
         if kind == "smollm3" and "no_rope_layers" not in fields:
             every = published.get("no_rope_layer_interval", 4)
             fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
@@ -89,7 +98,7 @@ class Config:
         lacking = {
             "hidden_act": published.get("hidden_act", "silu") not in ("silu", "swish"),
             "quantization_config": published.get("quantization_config"),
-            "partial_rotary_factor": (rope or published).get("partial_rotary_factor", 1.0) != 1.0,
+            "partial_rotary_factor": {d.get("partial_rotary_factor", 1.0) for d in (rope, published)} != {1.0},
             "use_sliding_window": published.get("use_sliding_window") and "layer_types" not in fields,
             "layer_types": set(fields.get("layer_types", ())) - {"full_attention", "sliding_attention"},
             "sliding_window": sliding and "sliding_window" not in fields,
@@ -97,7 +106,8 @@ class Config:
         for name, wanted in lacking.items():
             if wanted:
                 raise ValueError(f"config.json asks for {name} = {published.get(name)!r}, which is not here")
-        if fields["num_attention_heads"] % fields["num_key_value_heads"] or fields["head_dim"] % 2:
+        kv_heads, head_dim = fields["num_key_value_heads"], fields["head_dim"]
+        if not kv_heads or heads % kv_heads or not head_dim or head_dim % 2:
             raise ValueError("the heads must be a multiple of the key-value heads, and head_dim even")
         for name in "no_rope_layers", "layer_types":
             if name in fields and len(fields[name]) != layers:
@@ -117,7 +127,7 @@ class Config:
         """The config.json that transformers reads."""
         published = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         published |= {
-            "architectures": [CLASS_NAMES[self.model_type]],
+            "architectures": [FAMILIES[self.model_type][0]],
             "hidden_act": "silu",
             "dtype": "float32",
         }
@@ -126,7 +136,15 @@ class Config:
         return published
 
 
-CLASS_NAMES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM"}
+COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
+FAMILIES = {  # model_type: its class in transformers, and what a field that config.json leaves out means there
+    "llama": ("LlamaForCausalLM", COMMON | {"max_position_embeddings": 2048}),
+    "qwen3": ("Qwen3ForCausalLM", COMMON | {"max_position_embeddings": 32768, "head_dim": 128}),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        COMMON | {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True},
+    ),
+}
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
 
 LLAMA3_SCALING = {
@@ -389,7 +407,8 @@ def generate_batch(
         raise ValueError("a prompt needs at least one token")
     if longest + max_new_tokens > window:
         raise ValueError(
-            f"a prompt of {longest} tokens and an answer of {max_new_tokens} do not fit into the context window of {window}"
+            f"a prompt of {longest} tokens and an answer of {max_new_tokens} "
+            f"do not fit into the context window of {window}"
         )
     if not config.causal:
         raise ValueError("this model was trained to fill gaps and cannot continue a text")
@@ -557,15 +576,13 @@ def replace(path, write):
 
 def describe():
     """The published architectures in numbers, computed from the shapes without allocating a weight."""
-    print(
-        f"{'architecture':14}{'parameters':>16}{'layers':>8}{'hidden':>8}{'heads':>7}{'kv':>4}{'context':>9}  KV cache/token"
-    )
+    print("architecture       parameters  layers  hidden  heads  key heads  context  KV cache, bytes a token in bf16")
     for name, c in ARCHITECTURES.items():
         parameters = sum(int(np.prod(shape, dtype=object)) for shape in shapes(c).values())
         cache = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2
         print(
-            f"{name:14}{parameters:>16,}{c.num_hidden_layers:>8}{c.hidden_size:>8}{c.num_attention_heads:>7}"
-            f"{c.num_key_value_heads:>4}{c.max_position_embeddings:>9}  {cache:,} bytes in bf16"
+            f"{name:12}{parameters:17,}{c.num_hidden_layers:8}{c.hidden_size:8}{c.num_attention_heads:7}"
+            f"{c.num_key_value_heads:11}{c.max_position_embeddings:9}{cache:10,}"
         )
 
 

@@ -291,9 +291,8 @@ def train(settings, folder, resume=False):
     if progress.get("data", fingerprint) != fingerprint:
         raise ValueError(f"the data is not what the run in {folder} began with")
     train_bytes, val_bytes = (sum(len(text.encode()) for text in texts) for texts in (train_texts, val_texts))
-    tokenizer_path = os.path.join(folder, "tokenizer.json")
     if resume:
-        tokenizer = bpe.load(tokenizer_path)
+        tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
     else:
         tokenizer = bpe.train(train_texts, settings["vocab"], special=SPECIAL)
     train_tokens, val_tokens = to_tokens(train_texts, tokenizer), to_tokens(val_texts, tokenizer)
@@ -311,7 +310,7 @@ def train(settings, folder, resume=False):
         optimizer.steps = step
     else:
         os.makedirs(folder, exist_ok=True)
-        tokenizer.save(tokenizer_path)
+        tokenizer.save(folder)
     metrics = Metrics(os.path.join(folder, "metrics.jsonl"), step)
     size = sum(value.size for value in params.values())
     print(f"data       {train_bytes:,} bytes to train on, {val_bytes:,} held out")
