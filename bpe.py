@@ -73,9 +73,8 @@ def learn_merges(words, alphabet, vocab_size):
 
     A word is held as a string whose characters are chr(token id): finding, cutting and comparing pairs are then string
     operations, done in C, and pairs order as their ids do. The heap has for each pair the count at the time it was
-    pushed; one that has fallen since is put right when it comes to the top. Where two merges spell the same token
-    (ab·c, a·bc) they share its id, and a pair that thereby turns up again is merged again: so does the trainer of
-    Hugging Face, whose merges these are.
+    pushed; one that has fallen since is put right when it comes to the top. The merges are those of the Hugging
+    Face trainer.
     """
     tokens = list(alphabet)
     ids = {token: i for i, token in enumerate(tokens)}
@@ -101,12 +100,13 @@ def learn_merges(words, alphabet, vocab_size):
         if not count:
             continue
         left, right = pair
+        token = tokens[ord(left)] + tokens[ord(right)]
+        if token in ids:  # a special token: ordinary text must not make its id
+            continue
         merges.append((tokens[ord(left)], tokens[ord(right)]))
-        token = "".join(merges[-1])
-        if token not in ids:
-            ids[token] = len(tokens)
-            tokens.append(token)
-        new = chr(ids[token])
+        new = chr(len(tokens))
+        ids[token] = len(tokens)
+        tokens.append(token)
         where = defaultdict(list)  # the pairs that this merge makes
         for n in place:
             word, count = words[n], counts[n]
@@ -417,9 +417,16 @@ class Tokenizer:
         refuse(kinds.count("ByteLevel") != 1 or kinds[-1] != "ByteLevel", "pre-tokenizers that do not end in ByteLevel")
 
         vocab = model["vocab"]
+        ids = {token["content"]: vocab.get(token["content"], token["id"]) for token in added if token["content"]}
+        self.special = {token["content"]: ids[token["content"]] for token in added if token.get("special")}
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        self._ranks = {(vocab[left], vocab[right]): rank for rank, (left, right) in enumerate(merges)}
         self._results = [vocab[left + right] for left, right in merges]
+        forged = set(self.special.values())  # no merge may make a special token out of text
+        self._ranks = {
+            (vocab[left], vocab[right]): rank
+            for rank, (left, right) in enumerate(merges)
+            if self._results[rank] not in forged
+        }
         # a byte that the vocabulary lacks becomes the unknown token or, where there is none, vanishes
         self._byte_ids = [vocab.get(char, vocab.get(model.get("unk_token"))) for char in BYTE_CHARS]
         self._lacks_bytes = None in self._byte_ids
@@ -428,7 +435,7 @@ class Tokenizer:
             i: bytes(map(CHAR_BYTES.get, token)) if CHAR_BYTES.keys() >= set(token) else token.encode()
             for token, i in vocab.items()
         }
-        self._whole = {text: i for i, text in spelled.items()} if model.get("ignore_merges") else {}
+        self._whole = {text: i for i, text in spelled.items() if i not in forged} if model.get("ignore_merges") else {}
         self._cache = Cache(self._encode_word)
 
         self._nfc = bool(normalizers)
@@ -438,14 +445,14 @@ class Tokenizer:
         )
         self._edge = SPACE_EDGE if splits[-1].get("add_prefix_space", True) else EDGE
 
-        ids = {token["content"]: vocab.get(token["content"], token["id"]) for token in added if token["content"]}
-        self.special = {token["content"]: ids[token["content"]] for token in added if token.get("special")}
         self._added = {  # for (normalised text?, special tokens too?): a function that cuts a text at added tokens
             key: cut_at_added([t | {"id": ids[t["content"]]} for t in added if t["content"]], *key, self._nfc)
             for key in product((False, True), repeat=2)
         }
         self._added_texts = {form for token in ids for form in (token, unicodedata.normalize("NFC", token))}
-        spelled |= {i: token.encode() for token, i in ids.items()}
+        spelled = {i: token.encode() for token, i in ids.items()} | spelled
+        if not all(isinstance(i, int) and 0 <= i < 1 << 24 for i in spelled):
+            raise ValueError("tokenizer.json has an id that is not an integer from 0 to 2**24")
         self.vocab_size = 1 + max(spelled)
         self.token_bytes = [spelled.get(i, b"") for i in range(self.vocab_size)]
         self.bos, self.eos = template(config.get("post_processor"))
@@ -475,10 +482,10 @@ class Tokenizer:
 
     def decode_bytes(self, ids):
         """The bytes that the ids stand for. ValueError for an id outside the vocabulary."""
-        try:
-            return b"".join(map(self.token_bytes.__getitem__, ids))
-        except IndexError:
-            raise ValueError(f"ids must be below the vocabulary size, {self.vocab_size}") from None
+        ids = list(ids)
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ValueError(f"ids must be at least 0 and below the vocabulary size, {self.vocab_size}")
+        return b"".join(map(self.token_bytes.__getitem__, ids))
 
     def decode(self, ids):
         """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
@@ -509,14 +516,16 @@ class Tokenizer:
                 enough = 2 * max(BLOCK, len(held))
         yield from self.encode(held, allow_special)
 
-    def save(self, path):
-        """Write tokenizer.json, atomically: to `path` itself, or inside it where it is a folder.
+    def save(self, path, **settings):
+        """Write tokenizer.json, atomically: to `path` if that ends in .json, else into the folder `path`.
 
-        In a folder tokenizer_config.json goes beside it, which lets AutoTokenizer of transformers open the folder.
+        In a folder tokenizer_config.json goes beside it, with `settings` such as eos_token or chat_template: what
+        AutoTokenizer of transformers opens.
         """
         path = os.fspath(path)
-        if os.path.isdir(path):
-            write_json(os.path.join(path, "tokenizer_config.json"), TOKENIZER_CONFIG)
+        if not path.endswith(".json"):
+            os.makedirs(path, exist_ok=True)
+            write_json(os.path.join(path, "tokenizer_config.json"), TOKENIZER_CONFIG | settings)
             path = os.path.join(path, "tokenizer.json")
         write_json(path, self.config)
 
@@ -664,7 +673,7 @@ def train_wordpiece(text, vocab_size):
 
 
 def encode_wordpiece(text, vocab):
-    """The longest piece that matches, from left to right (Devlin et al. 2019); a word that cannot be spelled is [UNK]."""
+    """The longest piece that fits, from left to right (Devlin et al. 2019); a word that none spells is [UNK]."""
     pieces = []
     for word in words_of(text):
         start, found = 0, []
@@ -683,11 +692,11 @@ def encode_wordpiece(text, vocab):
 
 # --- demo -----------------------------------------------------------------------------------------------------
 
-STEMS = """agot am alarm abrum brill camin calm cant cautiv cort declar desafi don estimul fabric fascin gobern habl
-    inquiet interrog irrit liber naveg observ oper particip pens provoc refriger simul vigil viol""".split()
+STEMS = """agot alarm abrum brill camin calm cant cautiv declar desafi estimul fabric fascin gobern habl inquiet
+    interrog naveg observ oper particip penetr provoc refriger simul vigil""".split()
 SENTENCES = (
     "ayer {0}aron sin descanso y hoy vuelven a {0}ar .",
-    "quien {0}a mucho acaba por no {0}ar nada .",
+    "quien {0}a mucho acaba por no {0}ar nada , y {0}amos todos .",
     "nadie {0}aba tanto como ella , que {0}ó toda la tarde .",
     "lo {0}ado , {0}ado está , y las {0}adas también .",
     "es un {0}ador muy serio , y ella es {0}adora desde niña .",
@@ -696,56 +705,45 @@ SENTENCES = (
 
 
 def demo():
+    from pydoc_data.topics import topics
+
     import matplotlib.pyplot as plt
-    from pydoc_data import topics
 
-    # a family of words for each stem; of agotar the training text never says agotador, agotado, agotante
-    held = {
-        (stem, form) for n, stem in enumerate(STEMS) for form in range(3, 6) if stem == "agot" or (n + form) % 7 == 0
+    # of each stem most forms are in the training text; agotado, agotador, agotante are not, though agotar, agotaba are
+    held = [(stem, n) for i, stem in enumerate(STEMS) for n in (3, 4, 5) if stem == "agot" or (i + n) % 7 == 0]
+    seen = "\n".join(line.format(stem) for stem in STEMS for n, line in enumerate(SENTENCES) if (stem, n) not in held)
+    unseen = "\n".join(SENTENCES[n].format(stem) for stem, n in held)
+    size = 500
+    words, pieces, tokenizer = train_words(seen, size), train_wordpiece(seen, size), train(seen, size)
+    rows = {  # vocabulary, text -> tokens, the token of what is unknown
+        "words": (len(words), lambda text: encode_words(text, words), "<unk>"),
+        "WordPiece": (len(pieces), lambda text: encode_wordpiece(text, pieces), "[UNK]"),
+        "BPE": (tokenizer.vocab_size, lambda text: [tokenizer.decode([i]) for i in tokenizer.encode(text)], None),
+        "characters": (len(set(seen)), lambda text: [c if c in seen else "?" for c in text], "?"),
+        "bytes": (256, lambda text: [f"{byte:x}" for byte in text.encode()], None),
     }
-    lines = {(stem, form): text.format(stem) for stem in STEMS for form, text in enumerate(SENTENCES)}
-    spanish = "\n".join(line for key, line in lines.items() if key not in held)
-    unseen = "\n".join(lines[key] for key in held)
+    print(f"{'':11}vocabulary  tokens/word  unknown  agotador, agotado, agotante")
+    for name, (vocabulary, encode, unknown) in rows.items():
+        tokens, n_words = encode(unseen), len(words_of(unseen))
+        shown = "   ".join("|".join(encode(word)) for word in (" agotador", " agotado", " agotante"))
+        print(f"{name:11}{vocabulary:10}{len(tokens) / n_words:13.2f}{tokens.count(unknown) / n_words:9.0%}  {shown}")
 
-    def report(name, size, encode, unknown):
-        tokens, words = encode(unseen), words_of(unseen)
-        rate = sum(token == unknown for token in tokens) / len(words)
-        shown = "  ".join(" ".join(encode(word)) for word in ("agotador", "agotado", "agotante"))
-        print(f"{name:10} {size:10} {len(tokens) / len(words):11.2f} {rate:8.0%}  {shown}")
+    pages = [topics[name] for name in sorted(topics)]
+    seen, unseen = "\n".join(pages[::2] + pages[3::4]), "\n".join(pages[1::4])
+    n_words, sizes = len(words_of(unseen)), [300, 500, 1000, 2000, 4000, 8000]
+    tokens = [len(train(seen, size).encode(unseen)) / n_words for size in sizes]
+    unknown = [100 * encode_words(unseen, train_words(seen, size)).count("<unk>") / n_words for size in sizes]
+    print("\nheld-out pages of Python's language reference")
+    print("vocabulary          " + "".join(f"{size:8}" for size in sizes))
+    print("BPE, tokens per word" + "".join(f"{value:8.2f}" for value in tokens))
+    print("words, % unknown    " + "".join(f"{value:8.1f}" for value in unknown))
 
-    print(f"{'':10} vocabulary tokens/word  unknown  agotador, agotado, agotante")
-    size = 420
-    words, pieces, bpe = train_words(spanish, size), train_wordpiece(spanish, size), train(spanish, size)
-    report("words", len(words), lambda text: encode_words(text, words), "<unk>")
-    report("WordPiece", len(pieces), lambda text: encode_wordpiece(text, pieces), "[UNK]")
-    report("BPE", bpe.vocab_size, lambda text: [bpe.decode([i]).strip() for i in bpe.encode(text)], None)
-    characters = set(spanish)
-    report("characters", len(characters), lambda text: [c if c in characters else "?" for c in text], "?")
-    report("bytes", 256, lambda text: [f"{byte:x}" for byte in text.encode()], None)
-
-    docs = [topics.topics[name] for name in sorted(topics.topics)]
-    seen, held_out = "\n".join(docs[::2] + docs[3::4]), "\n".join(docs[1::4])
-    n_words = len(words_of(held_out))
-    sizes = [300, 500, 1000, 2000, 4000, 8000]
-    per_word = [len(train(seen, size).encode(held_out)) / n_words for size in sizes]
-    unknown = [encode_words(held_out, train_words(seen, size)).count("<unk>") / n_words for size in sizes]
-    print("\nPython's language reference, held-out pages:")
-    print("vocabulary              " + "".join(f"{size:8}" for size in sizes))
-    print("BPE, tokens per word    " + "".join(f"{value:8.2f}" for value in per_word))
-    print("words, share unknown    " + "".join(f"{value:8.1%}" for value in unknown))
-
-    figure, left = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    left.semilogx(sizes, per_word, "o-", color="C0")
-    left.axhline(len(held_out.encode()) / n_words, ls=":", color="C0")
-    left.text(sizes[0], len(held_out.encode()) / n_words, "bytes", color="C0", va="bottom")
-    left.set(xlabel="vocabulary", ylabel="BPE: tokens per word", ylim=0, xticks=sizes, xticklabels=sizes)
-    left.minorticks_off()
-    right = left.twinx()
-    right.semilogx(sizes, [100 * value for value in unknown], "s--", color="C1")
-    right.set(ylabel="words: % unknown", ylim=(0, None))
-    right.minorticks_off()
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, values, label in zip(axes, (tokens, unknown), ("BPE: tokens per word", "words: % unknown")):
+        axis.plot([f"{size}" for size in sizes], values, "o-")
+        axis.set(xlabel="vocabulary", ylabel=label, ylim=(0, 1.1 * max(values)))
     os.makedirs("figures", exist_ok=True)
-    figure.savefig("figures/bpe.png", dpi=150)
+    figure.savefig("figures/bpe.png", dpi=120)
     print("figures/bpe.png")
 
 

@@ -179,36 +179,39 @@ def cross_entropy(logits, targets):
 def linear_cross_entropy(x, weight, targets, chunk=None):
     """The language-model head and the cross-entropy in one, equal to cross_entropy(linear(x, weight), targets).
 
-    With a vocabulary of 128,000 the logits are by far the largest array of a training step, so they
-    exist for `chunk` tokens at a time only, and the backward pass computes them again: one product
-    more, for memory that grows neither with the batch nor with the context.
+    With a vocabulary of 128,000 the logits are by far the largest array of a training step, so they exist
+    for `chunk` tokens at a time only. The backward pass computes a chunk's softmax again, except the last
+    one's, which is kept: a micro-batch of one chunk does nothing twice, and memory grows neither with the
+    batch nor with the context.
 
     x: (..., dim); weight: (vocab, dim); targets: (...) integers or IGNORE.
     Returns the loss in nats, a float, and backward(dloss=1) -> (dx, dweight).
     """
     vocab, dim = weight.shape
-    chunk = chunk or max(128, 2**18 // vocab)  # a mebibyte of float32 logits stays in the cache
+    chunk = chunk or max(128, 2**20 // vocab)  # 4 MiB of float32 logits stay in the cache
     counted = xp.flatnonzero(targets.reshape(-1) != IGNORE)
     rows, targets = x.reshape(-1, dim)[counted], targets.reshape(-1)[counted]
     parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]
-    log_total = xp.empty(len(rows), x.dtype)
-    total = 0.0
-    for part in parts:
-        logits = rows[part] @ weight.T
-        right = xp.take_along_axis(logits, targets[part, None], axis=-1)[:, 0]
-        largest = logits.max(axis=-1)
-        logits -= largest[:, None]
-        log_total[part] = xp.log(xp.exp(logits, out=logits).sum(axis=-1)) + largest
-        total += float((log_total[part] - right).sum())
     count = max(1, len(rows))
+
+    def softmax_of(part):
+        logits = rows[part] @ weight.T
+        logits -= logits.max(axis=-1, keepdims=True)
+        p = xp.exp(logits)
+        total = p.sum(axis=-1, keepdims=True)
+        p /= total
+        return p, xp.take_along_axis(logits, targets[part, None], axis=-1) - xp.log(total)
+
+    loss, kept = 0.0, None
+    for part in parts:
+        kept, log_likelihood = softmax_of(part)
+        loss -= float(log_likelihood.sum()) / count
 
     def backward(dloss=1.0):
         drows, dweight = xp.empty_like(rows), xp.zeros_like(weight)
         for part in parts:
-            dlogits = rows[part] @ weight.T
-            dlogits -= log_total[part, None]
-            xp.exp(dlogits, out=dlogits)  # the softmax
-            dlogits[xp.arange(len(dlogits)), targets[part]] -= 1
+            dlogits = kept.copy() if part is parts[-1] else softmax_of(part)[0]
+            dlogits[xp.arange(len(dlogits)), targets[part]] -= 1  # p - onehot(target), as in cross_entropy
             dlogits *= dloss / count
             drows[part] = dlogits @ weight
             dweight += dlogits.T @ rows[part]
@@ -216,4 +219,4 @@ def linear_cross_entropy(x, weight, targets, chunk=None):
         dx.reshape(-1, dim)[counted] = drows
         return dx, dweight
 
-    return total / count, backward
+    return loss, backward

@@ -131,7 +131,7 @@ class Config:
             "hidden_act": "silu",
             "dtype": "float32",
         }
-        if self.model_type == "smollm3":  # its class there has other defaults
+        if self.model_type != "llama":  # there these have other defaults, or None switches the window off
             published |= {"use_sliding_window": self.sliding_window is not None, "pad_token_id": None}
         return published
 

@@ -4,11 +4,10 @@
 
 Both sides first have to give the same loss and gradients. Then they take turns of a few steps each, and the
 ratio of a turn is torch's time over ours: above 1, ours is faster. `--only ours` and `--only torch` time one
-side in a process where the other never runs.
+side by itself, to see that the alternation disturbs neither.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -180,7 +179,7 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=16, help="sequences of 256 tokens")
     parser.add_argument("--micro-batch", type=int, default=2, help="sequences that one of our threads takes at a time")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of either side")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
     parser.add_argument("--only", choices=["ours", "torch"], help="time one side alone")
