@@ -191,8 +191,8 @@ DIGITS = {True: r"\p{N}|\P{N}+", False: r"\p{N}+|\P{N}+"}  # each digit by itsel
 COVERING = {*PATTERNS.values(), *DIGITS.values()}  # every character of a text is in some match
 ALL, GAPS, MATCHES = slice(None), slice(0, None, 2), slice(1, None, 2)  # of gap, match, gap, ..., match, gap
 
-# Between a letter or digit and one of these all patterns in COVERING cut, without looking any further on either side,
-# and NFC composes nothing: a text can be cut there and encoded in parts.
+# Between a letter or digit and one of these all of PATTERNS cut, without looking any further on either side, and NFC
+# composes nothing: a text can be cut there and encoded in parts.
 EDGE, SPACE_EDGE = re.compile(r"(?<=[^\W_])[ \n.,;:!?、。，]"), re.compile(r"(?<=[^\W_]) ")
 BLOCK = 1 << 13
 
@@ -279,7 +279,7 @@ def splitter(pattern, keep=ALL):
 
 
 def blocks(text):
-    """Cut a text into blocks of about BLOCK characters where every pattern in COVERING cuts anyway.
+    """Cut a text into blocks of about BLOCK characters where all of PATTERNS cut anyway.
 
     They fit the processor's cache, and one rare character slows the matching of one block only (see LIMITS).
     """
@@ -440,9 +440,9 @@ class Tokenizer:
 
         self._nfc = bool(normalizers)
         self._steps = [step for part in splits for step in pre_tokenizer(part)]
-        self._local = all(
-            kind != "Split" or part["pattern"].get("Regex") in COVERING for kind, part in zip(kinds, splits)
-        )
+        own = [part["pattern"].get("Regex") for part in splits if part["type"] == "Split"]
+        # whether the text may be cut at an EDGE: a known pattern cuts there, and no other looks across
+        self._local = set(own) <= set(PATTERNS.values()) and bool(own or splits[-1].get("use_regex", True))
         self._edge = SPACE_EDGE if splits[-1].get("add_prefix_space", True) else EDGE
 
         self._added = {  # for (normalised text?, special tokens too?): a function that cuts a text at added tokens
@@ -504,7 +504,7 @@ class Tokenizer:
         """Yield the ids of a text that comes as an iterable of strings: those of `encode` on all of it.
 
         A few times BLOCK characters are held at once, however long the text is. All of it is held where the file has
-        a split pattern of its own, for which no cut is known to be safe.
+        no split pattern or one that is not in PATTERNS, for which no cut is known to be safe.
         """
         held, enough = "", 2 * BLOCK
         for chunk in chunks:
