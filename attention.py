@@ -4,9 +4,11 @@ Every token asks with a query q, is found by its key k and answers with its valu
 
     attention(q, k, v) = softmax(q kᵀ / √dim) v                     (Vaswani et al. 2017, equation 1)
 
-The scores q kᵀ are a (queries, keys) matrix, so time and memory grow with the square of the length.
-Flash attention computes the same numbers tile by tile and never holds that matrix. The key-value cache
-keeps k and v of the tokens already read, so that generating a token costs one query instead of n.
+The scores q kᵀ are a (queries, keys) matrix, so time and memory grow with the square of the length n.
+Flash attention computes the same numbers tile by tile and never holds that matrix. Sparse attention lets a
+query see a subset of the keys only: with a window of w, time falls to O(n w), as tiles that hold nothing are
+skipped. The key-value cache keeps k and v of the tokens already read, so that generating a token costs one
+query instead of n.
 
 Shapes: q (batch, heads, queries, dim), k and v (batch, kv_heads, keys, dim). Where kv_heads < heads, each
 key head serves heads / kv_heads consecutive query heads: all of them in multi-query attention (Shazeer
@@ -53,18 +55,29 @@ def look(queries, keys, causal=True, window=None):
     causal: a query sees itself and what came before. window: it sees only keys less than `window`
     places away, itself included.
     """
-    distance = xp.arange(keys - queries, keys)[:, None] - xp.arange(keys)
-    seen = distance >= (0 if causal else -keys)
+    return _look(xp.arange(keys - queries, keys)[:, None], xp.arange(keys), causal, window)
+
+
+def _look(query, key, causal, window):
+    """The same for any positions that broadcast."""
+    distance = query - key
+    seen = distance >= 0 if causal else xp.ones(distance.shape, bool)
     return seen if window is None else seen & (abs(distance) < window)
 
 
-def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, block=128):
-    """The same attention in tiles of `block` queries by `block` keys (FlashAttention, Dao et al. 2022).
+def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, block=64):
+    """The same attention in tiles of `block` keys by `block` queries (FlashAttention, Dao et al. 2022; 2023).
 
-    The softmax runs along: with the largest score so far m, the sum l = Σ exp(s - m) and the output
-    o = Σ exp(s - m) v, a new tile that raises m to m' shrinks both by exp(m - m'). Tiles that the mask
-    empties are never computed, and memory is linear in the length: the backward pass needs only
-    log Σ exp(s) = m + log l of each query, from which it computes each tile's probabilities again.
+    The arithmetic stays O(n²); what is saved is memory and the way to it, as a tile fits into the fast one
+    (a GPU's shared memory, a CPU's cache). For each block of queries the softmax runs along the keys, with
+    the largest score so far m, the sum l of exp(s - m) and the output o, not yet divided by l:
+
+        for each block of keys:  s = k qᵀ / √dim,  m' = max(m, s),  p = exp(s - m')
+                                 l = l exp(m - m') + Σ p,  o = o exp(m - m') + pᵀ v,  m = m'
+        y = o / l
+
+    Blocks that the mask empties are never computed, so a window costs O(n · window). The backward pass needs
+    only log Σ exp(s) = m + log l of each query, from which it computes each tile's probabilities again.
 
     causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None.
     slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None.
@@ -77,12 +90,15 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
     offset = keys - queries  # the first query's position among the keys
 
     plan = []  # for each block of queries, the blocks of keys that any of them may look at
-    width = max(block, block * block // max(1, queries))  # a single query takes its keys in one piece
+    width = max(block, block * block // max(1, queries))  # few queries take more keys at once
     for start in range(0, queries, block):
-        stop = min(start + block, queries)
-        first = 0 if window is None else max(0, offset + start - window + 1)
-        last = offset + stop if causal else keys if window is None else min(keys, offset + stop + window - 1)
-        plan.append((slice(start, stop), [slice(c, min(c + width, last)) for c in range(first, last, width)]))
+        rows = slice(start, min(start + block, queries))
+        first, last = 0, keys
+        if window is not None:
+            first, last = max(0, offset + rows.start - window + 1), min(keys, offset + rows.stop + window - 1)
+        if causal:
+            last = min(last, offset + rows.stop)
+        plan.append((rows, [slice(c, min(c + width, last)) for c in range(first, last, width)]))
 
     def fold(x, rows):
         """The heads that share a key, as more rows of one product: (batch, kv_heads, group · rows, dim)."""
@@ -96,63 +112,66 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
         inside = (not causal or nearest >= 0) and (window is None or max(farthest, -nearest) < window)
         if inside and padding is None and slopes is None:
             return None
-        distance = xp.arange(offset + rows.start, offset + rows.stop)[:, None] - xp.arange(cols.start, cols.stop)
-        seen = distance >= (0 if causal else -keys)
-        if window is not None:
-            seen &= abs(distance) < window
+        query = xp.arange(offset + rows.start, offset + rows.stop)
+        key = xp.arange(cols.start, cols.stop)[:, None, None]  # against query (cols, 1, rows)
+        seen = _look(query, key, causal, window)
         if padding is not None:
-            seen = seen & padding[:, None, None, None, cols]  # (batch, 1, 1, rows, cols)
+            seen = seen & padding[:, None, cols, None, None]  # (batch, 1, cols, 1, rows)
         bias = xp.where(seen, xp.zeros((), q.dtype), -xp.inf)
-        if slopes is not None:
-            bias = bias - slopes.reshape(kv_heads, group, 1, 1).astype(q.dtype) * abs(distance).astype(q.dtype)
+        if slopes is not None:  # (kv_heads, cols, group, rows)
+            bias = bias - slopes.reshape(kv_heads, 1, group, 1).astype(q.dtype) * abs(query - key).astype(q.dtype)
         return bias
 
+    # a tile of scores is (keys, queries): NumPy finds the largest down a column three times as fast as along a row
     def tile_scores(q_tile, rows, cols):
-        scores = q_tile @ k[:, :, cols].swapaxes(-1, -2)  # (batch, kv_heads, group · rows, cols)
+        scores = k[:, :, cols] @ q_tile.swapaxes(-1, -2)  # (batch, kv_heads, cols, group · rows)
         bias = tile_bias(rows, cols)
         if bias is not None:
-            apart = scores.reshape(batch, kv_heads, group, -1, scores.shape[-1])
-            apart += bias
+            by_head = scores.reshape(*scores.shape[:3], group, -1)  # a view
+            by_head += bias
         return scores
 
     y = xp.empty_like(q, shape=(batch, heads, queries, v.shape[-1]))  # heads stay beside each other in memory
     log_total = []
     for rows, columns in plan:
         q_tile = fold(q, rows) * scale
-        m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min, q.dtype)  # finite: a query with no key gives 0
+        m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min, q.dtype)  # finite, as -inf - -inf is not a number
         l = xp.zeros_like(m)
         o = xp.zeros((*m.shape, v.shape[-1]), q.dtype)
         for cols in columns:
             p = tile_scores(q_tile, rows, cols)
-            larger = xp.maximum(m, p.max(axis=-1))
-            p -= larger[..., None]
+            larger = xp.maximum(m, p.max(axis=-2))
+            p -= larger[..., None, :]
             xp.exp(p, out=p)
             shrink = xp.exp(m - larger)
-            l = l * shrink + p.sum(axis=-1)
-            o = o * shrink[..., None] + p @ v[:, :, cols]
+            l = l * shrink + p.sum(axis=-2)
+            o *= shrink[..., None]
+            o += p.swapaxes(-1, -2) @ v[:, :, cols]
             m = larger
-        l = xp.where(l == 0, 1, l)
-        y[:, :, rows] = (o / l[..., None]).reshape(batch, heads, -1, o.shape[-1])
+        l = xp.where(l == 0, 1, l)  # a query that sees no key keeps o = 0
+        o /= l[..., None]
+        y[:, :, rows] = o.reshape(batch, heads, -1, o.shape[-1])
         log_total.append(m + xp.log(l))
 
     def backward(dy):
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-        for (rows, columns), log_sum in zip(plan, log_total, strict=True):
+        for (rows, columns), log_sum in zip(plan, log_total):
             q_tile, dy_tile = fold(q, rows) * scale, fold(dy, rows)
             dq_tile = xp.zeros_like(q_tile)
             # the softmax's Σ_j dp_j p_j, with dp = dy vᵀ, is dy · (Σ_j p_j v_j) = dy · y
             along = (dy_tile * fold(y, rows)).sum(axis=-1)
             for cols in columns:
                 p = tile_scores(q_tile, rows, cols)
-                p -= log_sum[..., None]
+                p -= log_sum[..., None, :]
                 xp.exp(p, out=p)
-                dv[:, :, cols] += p.swapaxes(-1, -2) @ dy_tile
-                dscores = dy_tile @ v[:, :, cols].swapaxes(-1, -2)
-                dscores -= along[..., None]
+                dv[:, :, cols] += p @ dy_tile
+                dscores = v[:, :, cols] @ dy_tile.swapaxes(-1, -2)
+                dscores -= along[..., None, :]
                 dscores *= p
-                dq_tile += dscores @ k[:, :, cols]
-                dk[:, :, cols] += dscores.swapaxes(-1, -2) @ q_tile
-            dq[:, :, rows] = (dq_tile * scale).reshape(batch, heads, -1, dim)
+                dq_tile += dscores.swapaxes(-1, -2) @ k[:, :, cols]
+                dk[:, :, cols] += dscores @ q_tile
+            dq_tile *= scale
+            dq[:, :, rows] = dq_tile.reshape(batch, heads, -1, dim)
         return dq, dk, dv
 
     return y, backward
@@ -188,7 +207,7 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
     """Grouped-query attention of a block: project, normalise, rotate, attend, join the heads, project.
 
     x: (batch, time, hidden). weights: {q,k,v,o}_proj.weight, with .bias where the model has them, and
-    {q,k}_norm.weight where it normalises queries and keys (QK-norm, Henry et al. 2020).
+    {q,k}_norm.weight where it normalises the queries and keys of each head (QK-norm, after Henry et al. 2020).
     rope: (cos, sin) of posenc.rope_tables, or None for no position. cache: a KVCache, which is appended to.
     mask: causal, window, padding and slopes of flash_attention.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
@@ -230,14 +249,14 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
     y, o_backward = project(join(y), weights, "o_proj")
 
     def backward(dy):
-        dy, do = o_backward(dy)
+        dy, o_weights = o_backward(dy)
         dq, dk, dv = flash_backward(split(dy, heads))
-        dx, dq = q_backward(dq)
-        dx_k, dk = k_backward(dk[:, :, -time:])
-        dx_v, dv = v_backward(join(dv[:, :, -time:]))
+        dx, q_weights = q_backward(dq)
+        dx_k, k_weights = k_backward(dk[:, :, -time:])
+        dx_v, v_weights = v_backward(join(dv[:, :, -time:]))
         dx += dx_k
         dx += dx_v
-        return dx, dq | dk | dv | do
+        return dx, q_weights | k_weights | v_weights | o_weights
 
     return y, backward
 

@@ -24,7 +24,7 @@ from codecs import getincrementaldecoder
 from collections import Counter, defaultdict
 from functools import lru_cache
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain, groupby, product, repeat
+from itertools import chain, groupby, repeat
 from math import log
 
 # --- the idea -----------------------------------------------------------------------------------------------
@@ -60,573 +60,6 @@ def textbook_encode(ids, merges):
         (_, new), i = min(found)
         ids[i : i + 2] = [new]
     return ids
-
-
-# --- training -----------------------------------------------------------------------------------------------
-
-
-def learn_merges(words, alphabet, vocab_size):
-    """The same merges by incremental counts: a merge changes only the pairs beside it.
-
-    words: {text: count}; alphabet: the tokens before any merge, among them the 256 byte characters; a token is
-    spelled in byte characters. Returns (tokens in order of id, merges as pairs of tokens).
-
-    A word is held as a string whose characters are chr(token id): finding, cutting and comparing pairs are then string
-    operations, done in C, and pairs order as their ids do. The heap has for each pair the count at the time it was
-    pushed; one that has fallen since is put right when it comes to the top. The merges are those of the Hugging
-    Face trainer.
-    """
-    tokens = list(alphabet)
-    ids = {token: i for i, token in enumerate(tokens)}
-    table = [chr(ids[BYTE_CHARS[byte]]) for byte in range(256)]
-    counts = list(words.values())
-    words = [word.encode().decode("latin-1").translate(table) for word in words]
-    total = defaultdict(int)  # pair -> how often it occurs
-    where = defaultdict(list)  # pair -> the words where it may be
-    for n, (word, count) in enumerate(zip(words, counts)):
-        for i in range(len(word) - 1):
-            pair = word[i : i + 2]
-            total[pair] += count
-            where[pair].append(n)
-    heap = [(-total[pair], pair, place) for pair, place in where.items()]
-    heapify(heap)
-    merges = []
-    while heap and len(tokens) < vocab_size:
-        count, pair, place = heap[0]
-        if -count != total[pair]:
-            heapreplace(heap, (-total[pair], pair, place))
-            continue
-        heappop(heap)
-        if not count:
-            continue
-        left, right = pair
-        token = tokens[ord(left)] + tokens[ord(right)]
-        if token in ids:  # a special token: ordinary text must not make its id
-            continue
-        merges.append((tokens[ord(left)], tokens[ord(right)]))
-        new = chr(len(tokens))
-        ids[token] = len(tokens)
-        tokens.append(token)
-        where = defaultdict(list)  # the pairs that this merge makes
-        for n in place:
-            word, count = words[n], counts[n]
-            i = word.find(pair)
-            while i >= 0:
-                if i:
-                    before = word[i - 1]
-                    total[before + left] -= count
-                    total[before + new] += count
-                    where[before + new].append(n)
-                word = word[:i] + new + word[i + 2 :]
-                i += 1
-                if i < len(word):
-                    after = word[i]
-                    total[right + after] -= count
-                    total[new + after] += count
-                    where[new + after].append(n)
-                i = word.find(pair, i)
-            words[n] = word
-        for made, place in where.items():
-            if total[made] > 0:
-                heappush(heap, (-total[made], made, place))
-    return tokens, merges
-
-
-def train(text, vocab_size, pattern="gpt2", special=("<|endoftext|>",)):
-    """A Tokenizer with byte-level BPE learned from `text`: a string, or an iterable of strings (documents).
-
-    vocab_size counts the special tokens, the 256 bytes and the merges, which have their ids in that order; where the
-    text offers fewer merges the vocabulary stays smaller. pattern: a name in PATTERNS or a regular expression.
-    ValueError for an empty text, a vocabulary below the bytes and special tokens, and a pattern `re` cannot take.
-    """
-    special = list(dict.fromkeys(special))
-    alphabet = special + sorted(BYTE_CHARS)
-    if vocab_size < len(alphabet):
-        need = f"the 256 bytes and {len(special)} special tokens need {len(alphabet)}"
-        raise ValueError(f"a vocabulary of {vocab_size} is too small: {need}")
-    if any(len(token) < 2 for token in special):
-        raise ValueError("a special token must have at least two characters")
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    split = {"type": "Split", "pattern": {"Regex": PATTERNS.get(pattern, pattern)}}
-    split |= {"behavior": "Isolated", "invert": False}
-    steps = [split, byte_level | {"use_regex": False}]
-    config = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": token} | flags for i, token in enumerate(special)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level if pattern == "gpt2" else {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(alphabet)}, "merges": []},
-    }
-    split_words = Tokenizer(config).split
-    words = Counter()
-    for document in [text] if isinstance(text, str) else text:
-        words.update(split_words(document))
-    if not words:
-        raise ValueError("there is no text to train a tokenizer on")
-    tokens, merges = learn_merges(words, alphabet, vocab_size)
-    config["model"] |= {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": [*map(list, merges)]}
-    return Tokenizer(config)
-
-
-def refuse(condition, what):
-    if condition:
-        raise ValueError(f"tokenizer.json asks for {what}, which bpe.py does not have")
-
-
-# --- split patterns ---------------------------------------------------------------------------------------------------
-
-PATTERNS = {
-    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
-DIGITS = {True: r"\p{N}|\P{N}+", False: r"\p{N}+|\P{N}+"}  # each digit by itself, or runs of them
-COVERING = {*PATTERNS.values(), *DIGITS.values()}  # every character of a text is in some match
-ALL, GAPS, MATCHES = slice(None), slice(0, None, 2), slice(1, None, 2)  # of gap, match, gap, ..., match, gap
-
-# Between a letter or digit and one of these all of PATTERNS cut, without looking any further on either side, and NFC
-# composes nothing: a text can be cut there and encoded in parts.
-EDGE, SPACE_EDGE = re.compile(r"(?<=[^\W_])[ \n.,;:!?、。，]"), re.compile(r"(?<=[^\W_]) ")
-BLOCK = 1 << 13
-
-
-# Text is mostly ASCII, and seldom beyond the basic plane: a class cut down to the characters that can occur is up to
-# four times as fast to match as the whole one, which has several hundred ranges.
-LIMITS = 0x7F, 0xFFFF, sys.maxunicode
-# Unicode's White_Space, which is what tokenizers means by \s; Python's \s has \x1c to \x1f too
-SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-SPACE_RUN = re.compile(f"[{SPACES}]*")
-
-
-@lru_cache
-def categories(limit):
-    """{general category: [(first, last), ...]} of the characters up to `limit`."""
-    ranges, start = defaultdict(list), 0
-    for category, run in groupby(map(unicodedata.category, map(chr, range(limit + 1)))):
-        end = start + len(list(run))
-        ranges[category].append((start, end - 1))
-        start = end
-    return ranges
-
-
-def char_class(name, negated, limit):
-    r"""The inside of a [class]: the characters up to `limit` in a category such as L or Lu, or in \s or \d."""
-    name = {"d": "Nd"}.get(name, name)
-    if name == "s":
-        ranges = [(ord(space), ord(space)) for space in SPACES]
-    else:
-        known = re.fullmatch("[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cfnos]", name)
-        refuse(not known, f"\\p{{{name}}} in a split pattern")
-        ranges = sorted(chain(*(rs for category, rs in categories(limit).items() if category.startswith(name))))
-    if negated:
-        edges = [0, *chain(*((first - 1, last + 1) for first, last in ranges)), sys.maxunicode]
-        ranges = zip(edges[::2], edges[1::2])
-    # where no character qualifies, one that cannot occur keeps the class from being empty
-    ranges = [(a, b) for a, b in ranges if a <= min(b, limit)] or [(sys.maxunicode, sys.maxunicode)]
-    return "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges)
-
-
-@lru_cache
-def compile_pattern(pattern, limit):
-    r"""A split pattern for the standard `re`, exact for texts with no character beyond `limit`.
-
-    \p{...}, \s and \d become explicit classes. ValueError for what `re` lacks, or reads otherwise than Oniguruma,
-    the engine of `tokenizers`.
-    """
-    out, inside = [], False
-    for m in re.finditer(r"\\[pP](?:\{\^?\w+\}|\w)|\\.|&&|\(\?(?:<?[=!]|i?:|>)?|\}\+|.", pattern, re.S):
-        t = m[0]
-        if t[0] == "\\" and t[1] in "pPsSdD":
-            chars = char_class(t[2:].strip("{^}") or t[1].lower(), t[1].isupper() != ("^" in t), limit)
-            out.append(chars if inside else f"[{chars}]")
-            continue
-        refuse(
-            re.fullmatch(r"\\[^\W_nrtfvaxuAz0]|" + (r"&&|\[" if inside else r"\(\?|\}\+"), t), f"{t} in a split pattern"
-        )
-        out.append(t if inside else {"(": "(?:", "^": "(?m:^)", "$": "(?m:$)", r"\z": r"\Z"}.get(t, t))
-        inside = t != "]" if inside else t == "["
-    try:
-        return re.compile("".join(out))
-    except re.error as error:
-        raise ValueError(f"the split pattern {pattern!r} cannot be read by Python: {error}") from None
-
-
-def find_limit(text):
-    """The smallest of LIMITS that no character of `text` exceeds."""
-    return LIMITS[0] if text.isascii() else LIMITS[2 if re.search("[\U00010000-\U0010ffff]", text) else 1]
-
-
-def splitter(pattern, keep=ALL):
-    """A function from a text to the list of its pieces: the matches of a regular expression and what lies between."""
-    compile_pattern(pattern, LIMITS[0])  # so that a bad one is refused here
-
-    def split(text):
-        regex = compile_pattern(pattern, find_limit(text))
-        if pattern in COVERING and keep != GAPS:
-            return regex.findall(text)
-        cuts = [0, *chain.from_iterable(m.span() for m in regex.finditer(text)), len(text)]
-        pieces = [text[start:end] for start, end in zip(cuts, cuts[1:])]
-        return [piece for piece in pieces[keep] if piece]
-
-    return split
-
-
-def blocks(text):
-    """Cut a text into blocks of about BLOCK characters where all of PATTERNS cut anyway.
-
-    They fit the processor's cache, and one rare character slows the matching of one block only (see LIMITS).
-    """
-    start = 0
-    while edge := SPACE_EDGE.search(text, start + BLOCK):
-        yield text[start : edge.start()]
-        start = edge.start()
-    yield text[start:]
-
-
-# --- the tokenizer ----------------------------------------------------------------------------------------------------
-
-# The published files write a byte as a printable character: itself where Latin-1 has one, else one from U+0100 on.
-_printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_others = [byte for byte in range(256) if byte not in _printable]
-BYTE_CHARS = [chr(256 + _others.index(byte)) if byte in _others else chr(byte) for byte in range(256)]
-CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
-
-CACHED_WORDS, CACHED_LENGTH = 1 << 17, 64
-REFUSED = "truncation padding dropout continuing_subword_prefix end_of_word_suffix byte_fallback".split()
-TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-LONG_WORD = 200  # tokens from which a heap is faster than looking through the list
-NO_MERGE = sys.maxsize
-
-
-def merge_word(ids, ranks, results):
-    """`textbook_encode` with the rank of each pair kept beside it. ids is changed in place and returned.
-
-    ranks: {(left, right): rank}; results: the new id of each rank.
-    """
-    if len(ids) > LONG_WORD:
-        return merge_long_word(ids, ranks, results)
-    get = ranks.get
-    rank_at = [*map(get, zip(ids, ids[1:]), repeat(NO_MERGE)), NO_MERGE]
-    while (rank := min(rank_at)) < NO_MERGE:
-        i = rank_at.index(rank)
-        del ids[i + 1], rank_at[i]
-        ids[i] = new = results[rank]
-        if i:
-            rank_at[i - 1] = get((ids[i - 1], new), NO_MERGE)
-        if i + 1 < len(ids):
-            rank_at[i] = get((new, ids[i + 1]), NO_MERGE)
-    return ids
-
-
-def merge_long_word(ids, ranks, results):
-    """The same in n log n steps: a doubly linked list of tokens, and a heap of (rank, position) of their pairs."""
-    n = len(ids)
-    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-    heap = [(ranks[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in ranks]
-    heapify(heap)
-    while heap:
-        rank, i = heappop(heap)
-        j = after[i]
-        if j == n or ranks.get((ids[i], ids[j])) != rank:  # one of the two was merged meanwhile
-            continue
-        ids[i], ids[j] = results[rank], None
-        after[i] = k = after[j]
-        if k < n:
-            before[k] = i
-            if (ids[i], ids[k]) in ranks:
-                heappush(heap, (ranks[ids[i], ids[k]], i))
-        if (h := before[i]) >= 0 and (ids[h], ids[i]) in ranks:
-            heappush(heap, (ranks[ids[h], ids[i]], h))
-    return [token for token in ids if token is not None]
-
-
-class Cache(dict):
-    """word -> its ids, filled as it is asked; bounded, so that a long text needs no more memory than a short one."""
-
-    def __init__(self, encode_word):
-        self.encode_word = encode_word
-
-    def __missing__(self, word):
-        ids = self.encode_word(word)
-        if len(word) <= CACHED_LENGTH:
-            if len(self) >= CACHED_WORDS:
-                self.clear()
-            self[word] = tuple(ids)  # which, unlike a list, the garbage collector stops looking at
-        return ids
-
-
-def sequence(spec, key):
-    """The parts of a component of tokenizer.json: none, itself, or those of a Sequence, which it holds under `key`."""
-    if spec and spec["type"] == "Sequence":
-        return [part for inner in spec[key] for part in sequence(inner, key)]
-    return [spec] if spec else []
-
-
-def pre_tokenizer(spec):
-    """The functions, each from an iterable of pieces to an iterable of pieces, that one pre-tokenizer stands for."""
-    prefix = [lambda pieces: (piece if piece[0] == " " else " " + piece for piece in pieces)]
-    prefix *= spec["type"] == "ByteLevel" and spec.get("add_prefix_space", True)
-    if spec["type"] == "ByteLevel":
-        if not spec.get("use_regex", True):
-            return prefix
-        split = splitter(PATTERNS["gpt2"])
-    elif spec["type"] == "Digits":
-        split = splitter(DIGITS[spec.get("individual_digits", False)])
-    elif spec["type"] == "Split":
-        ((form, pattern),) = spec["pattern"].items()
-        keep = {"Isolated": ALL, "Removed": MATCHES if spec.get("invert") else GAPS}.get(spec["behavior"])
-        refuse(keep is None, f"a Split with the behaviour {spec['behavior']}")
-        split = splitter({"Regex": pattern, "String": re.escape(pattern)}[form], keep)
-    else:
-        refuse(True, f"the pre-tokenizer {spec['type']}")
-    return [*prefix, lambda pieces: chain.from_iterable(map(split, pieces))]
-
-
-class Tokenizer:
-    """Byte-level BPE as one tokenizer.json describes it; `config` is its content.
-
-    vocab_size: one more than the largest id. token_bytes: the bytes of each id, in a list. special: {text: id} of the
-    special tokens. bos, eos: lists of the ids that the file would put before and after a text; `encode` adds none.
-    ValueError, by name, for what bpe.py does not have.
-    """
-
-    def __init__(self, config):
-        self.config = config
-        model, added = config["model"], config.get("added_tokens") or []
-        normalizers = sequence(config.get("normalizer"), "normalizers")
-        splits = sequence(config.get("pre_tokenizer"), "pretokenizers")
-        kinds = [part["type"] for part in splits]
-        refuse(model.get("type", "BPE") != "BPE", f"the model {model.get('type')}")
-        for part in model, config:
-            for option in REFUSED:
-                refuse(part.get(option), option)
-        refuse(model.get("unk_token") and model.get("fuse_unk"), "fuse_unk")
-        for part in normalizers:
-            refuse(part["type"] != "NFC", f"the normalizer {part['type']}")
-        for part in sequence(config.get("decoder"), "decoders"):
-            refuse(part["type"] != "ByteLevel", f"the decoder {part['type']}")
-        for token in added:
-            refuse(token.get("single_word"), f"single_word in the added token {token['content']!r}")
-        refuse(kinds.count("ByteLevel") != 1 or kinds[-1] != "ByteLevel", "pre-tokenizers that do not end in ByteLevel")
-
-        vocab = model["vocab"]
-        ids = {token["content"]: vocab.get(token["content"], token["id"]) for token in added if token["content"]}
-        self.special = {token["content"]: ids[token["content"]] for token in added if token.get("special")}
-        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        self._results = [vocab[left + right] for left, right in merges]
-        forged = set(self.special.values())  # no merge may make a special token out of text
-        self._ranks = {
-            (vocab[left], vocab[right]): rank
-            for rank, (left, right) in enumerate(merges)
-            if self._results[rank] not in forged
-        }
-        # a byte that the vocabulary lacks becomes the unknown token or, where there is none, vanishes
-        self._byte_ids = [vocab.get(char, vocab.get(model.get("unk_token"))) for char in BYTE_CHARS]
-        self._lacks_bytes = None in self._byte_ids
-        # what is not spelled in byte characters is an added token, which stands for its own text
-        spelled = {
-            i: bytes(map(CHAR_BYTES.get, token)) if CHAR_BYTES.keys() >= set(token) else token.encode()
-            for token, i in vocab.items()
-        }
-        self._whole = {text: i for i, text in spelled.items() if i not in forged} if model.get("ignore_merges") else {}
-        self._cache = Cache(self._encode_word)
-
-        self._nfc = bool(normalizers)
-        self._steps = [step for part in splits for step in pre_tokenizer(part)]
-        own = [part["pattern"].get("Regex") for part in splits if part["type"] == "Split"]
-        # whether the text may be cut at an EDGE: a known pattern cuts there, and no other looks across
-        self._local = set(own) <= set(PATTERNS.values()) and bool(own or splits[-1].get("use_regex", True))
-        self._edge = SPACE_EDGE if splits[-1].get("add_prefix_space", True) else EDGE
-
-        self._added = {  # for (normalised text?, special tokens too?): a function that cuts a text at added tokens
-            key: cut_at_added([t | {"id": ids[t["content"]]} for t in added if t["content"]], *key, self._nfc)
-            for key in product((False, True), repeat=2)
-        }
-        self._added_texts = {form for token in ids for form in (token, unicodedata.normalize("NFC", token))}
-        spelled = {i: token.encode() for token, i in ids.items()} | spelled
-        if not all(isinstance(i, int) and 0 <= i < 1 << 24 for i in spelled):
-            raise ValueError("tokenizer.json has an id that is not an integer from 0 to 2**24")
-        self.vocab_size = 1 + max(spelled)
-        self.token_bytes = [spelled.get(i, b"") for i in range(self.vocab_size)]
-        self.bos, self.eos = template(config.get("post_processor"))
-
-    def encode(self, text, allow_special=False):
-        """The ids of a text, as `tokenizers` gives them with add_special_tokens=False.
-
-        text: str, or bytes that need not be UTF-8. The text of a special token gives its id only where
-        `allow_special`; else it is text like any other.
-        """
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "surrogateescape")
-        ids = []
-        for section, token in self._sections(text, allow_special):
-            if token is None:
-                ids += chain.from_iterable(map(self._cache.__getitem__, self.split(section)))
-            else:
-                ids.append(token)
-        return ids
-
-    def split(self, text):
-        """An iterator over the words (pieces that no merge crosses) of a text without added tokens."""
-        pieces = filter(None, blocks(text) if self._local else [text])
-        for step in self._steps:
-            pieces = step(pieces)
-        return pieces
-
-    def decode_bytes(self, ids):
-        """The bytes that the ids stand for. ValueError for an id outside the vocabulary."""
-        ids = list(ids)
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise ValueError(f"ids must be at least 0 and below the vocabulary size, {self.vocab_size}")
-        return b"".join(map(self.token_bytes.__getitem__, ids))
-
-    def decode(self, ids):
-        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def stream(self, ids):
-        """Yield the text of an iterable of ids piece by piece, as soon as its characters are complete."""
-        decoder = getincrementaldecoder("utf-8")("replace")
-        for i in ids:
-            if piece := decoder.decode(self.decode_bytes([i])):
-                yield piece
-        if piece := decoder.decode(b"", final=True):
-            yield piece
-
-    def encode_iter(self, chunks, allow_special=False):
-        """Yield the ids of a text that comes as an iterable of strings: those of `encode` on all of it.
-
-        A few times BLOCK characters are held at once, however long the text is. All of it is held where the file has
-        no split pattern or one that is not in PATTERNS, for which no cut is known to be safe.
-        """
-        held, enough = "", 2 * BLOCK
-        for chunk in chunks:
-            held += chunk
-            if len(held) >= enough:
-                cut = self._safe_cut(held)
-                yield from self.encode(held[:cut], allow_special)
-                held = held[cut:]
-                enough = 2 * max(BLOCK, len(held))
-        yield from self.encode(held, allow_special)
-
-    def save(self, path, **settings):
-        """Write tokenizer.json, atomically: to `path` if that ends in .json, else into the folder `path`.
-
-        In a folder tokenizer_config.json goes beside it, with `settings` such as eos_token or chat_template: what
-        AutoTokenizer of transformers opens.
-        """
-        path = os.fspath(path)
-        if not path.endswith(".json"):
-            os.makedirs(path, exist_ok=True)
-            write_json(os.path.join(path, "tokenizer_config.json"), TOKENIZER_CONFIG | settings)
-            path = os.path.join(path, "tokenizer.json")
-        write_json(path, self.config)
-
-    def _encode_word(self, word):
-        data = word.encode("utf-8", "surrogateescape")
-        if self._whole and data in self._whole:
-            return [self._whole[data]]
-        ids = [*map(self._byte_ids.__getitem__, data)]
-        if self._lacks_bytes:
-            ids = [i for i in ids if i is not None]
-        return merge_word(ids, self._ranks, self._results)
-
-    def _safe_cut(self, text):
-        """A place in `text` where it can be cut, whatever follows it: an edge with no added token across it, or 0."""
-        reach = max(map(len, self._added_texts), default=0)
-        for edge in self._edge.finditer(text, len(text) // 2, len(text) - reach) if self._local else ():
-            cut = edge.start()
-            before = text[max(0, cut - 8 * reach) : cut]  # enough for `reach` characters in NFC
-            before = unicodedata.normalize("NFC", before) if self._nfc else before
-            near, here = before + text[cut : cut + reach], len(before)
-            # nor may one end here, since it may take the spaces that follow
-            if all(near.find(t, max(0, here - len(t)), here + len(t) - 1) < 0 for t in self._added_texts):
-                return cut
-        return 0
-
-    def _sections(self, text, allow_special):
-        """Cut a text at its added tokens: a list of (text between them, None) and (None, id)."""
-        sections = [(text, None)]
-        for normalized in False, True:
-            if normalized and self._nfc:
-                sections = [(text and unicodedata.normalize("NFC", text), token) for text, token in sections]
-            if find := self._added[normalized, allow_special]:
-                cut = ([section] if section[0] is None else find(section[0]) for section in sections)
-                sections = list(chain.from_iterable(cut))
-        return sections
-
-
-def cut_at_added(added, normalized, allow_special, nfc):
-    """A function that cuts a text at those of the added tokens that apply: -> [(text, None) or (None, id), ...].
-
-    Where several begin at one place, the longest wins. None if none applies.
-    """
-    tokens = {
-        unicodedata.normalize("NFC", token["content"]) if nfc and normalized else token["content"]: token
-        for token in added
-        if bool(token.get("normalized")) == normalized and (allow_special or not token.get("special"))
-    }
-    regex = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
-
-    def cut(text):
-        sections, end = [], 0
-        for m in regex.finditer(text):
-            token, (start, stop) = tokens[m[0]], m.span()
-            before = text[end:start]
-            if token.get("lstrip"):
-                before = before.rstrip(SPACES)
-            if token.get("rstrip"):
-                stop = SPACE_RUN.match(text, stop).end()
-            sections += [(before, None), (None, token["id"])]
-            end = stop
-        return [*sections, (text[end:], None)]
-
-    return cut if tokens else None
-
-
-def template(post_processor):
-    """(bos, eos): the ids that a post_processor puts before and after one text."""
-    bos, eos = [], []
-    for part in sequence(post_processor, "processors"):
-        if part["type"] == "TemplateProcessing":
-            side = bos
-            for item in part["single"]:
-                if "Sequence" in item:
-                    side = eos
-                else:
-                    side += part["special_tokens"][item["SpecialToken"]["id"]]["ids"]
-        elif part["type"] in ("RobertaProcessing", "BertProcessing"):
-            bos, eos = [part["cls"][1]], [part["sep"][1]]
-        else:
-            refuse(part["type"] != "ByteLevel", f"the post-processor {part['type']}")
-    return bos, eos
-
-
-def write_json(path, content):
-    part = f"{path}.{os.getpid()}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=2)
-    os.replace(part, path)
-
-
-def load(path):
-    """The Tokenizer of a tokenizer.json. ValueError for a file that is not one, or asks for what bpe.py lacks."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return Tokenizer(json.load(file))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is not a tokenizer.json that can be read: {error!r}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 # --- the slide's other tokenizers -----------------------------------------------------------------------------
@@ -690,6 +123,518 @@ def encode_wordpiece(text, vocab):
     return pieces
 
 
+# --- training -------------------------------------------------------------------------------------------------
+
+
+def learn_merges(words, alphabet, vocab_size):
+    """The same merges by incremental counts: a merge changes only the pairs beside it.
+
+    words: {text: count}; alphabet: the tokens before any merge, among them the 256 byte characters; a token is
+    spelled in byte characters. Returns (tokens in order of id, merges as pairs of tokens).
+
+    A word is held as a string whose characters are chr(token id): finding, cutting and comparing pairs are then string
+    operations, done in C, and pairs order as their ids do. The heap has for each pair the count at the time it was
+    pushed; one that has fallen since is put right when it comes to the top. The merges are those of the Hugging
+    Face trainer.
+    """
+    tokens = list(alphabet)
+    ids = {token: i for i, token in enumerate(tokens)}
+    table = [chr(ids[BYTE_CHARS[byte]]) for byte in range(256)]
+    counts = list(words.values())
+    words = [word.encode().decode("latin-1").translate(table) for word in words]
+    total = defaultdict(int)  # pair -> how often it occurs
+    where = defaultdict(list)  # pair -> the words where it may be
+    for n, (word, count) in enumerate(zip(words, counts)):
+        for i in range(len(word) - 1):
+            pair = word[i : i + 2]
+            total[pair] += count
+            where[pair].append(n)
+    heap = [(-total[pair], pair, place) for pair, place in where.items()]
+    heapify(heap)
+    merges = []
+    while heap and len(tokens) < vocab_size:
+        count, pair, place = heap[0]
+        if -count != total[pair]:
+            heapreplace(heap, (-total[pair], pair, place))
+            continue
+        heappop(heap)
+        left, right = pair
+        token = tokens[ord(left)] + tokens[ord(right)]
+        if not count or token in ids:  # a special token: ordinary text must not make its id
+            continue
+        merges.append((tokens[ord(left)], tokens[ord(right)]))
+        new = chr(len(tokens))
+        ids[token] = len(tokens)
+        tokens.append(token)
+        where = defaultdict(list)  # the pairs that this merge makes
+        for n in place:
+            word, count = words[n], counts[n]
+            i = word.find(pair)
+            while i >= 0:
+                if i:
+                    before = word[i - 1]
+                    total[before + left] -= count
+                    total[before + new] += count
+                    where[before + new].append(n)
+                word = word[:i] + new + word[i + 2 :]
+                i += 1
+                if i < len(word):
+                    after = word[i]
+                    total[right + after] -= count
+                    total[new + after] += count
+                    where[new + after].append(n)
+                i = word.find(pair, i)
+            words[n] = word
+        for made, place in where.items():
+            if total[made] > 0:
+                heappush(heap, (-total[made], made, place))
+    return tokens, merges
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+
+
+def train(text, vocab_size, pattern="gpt2", special=("<|endoftext|>",)):
+    """A Tokenizer with byte-level BPE learned from `text`: a string, or an iterable of strings (documents).
+
+    vocab_size counts the special tokens, the 256 bytes and the merges, which have their ids in that order; where the
+    text offers fewer merges the vocabulary stays smaller. pattern: a name in PATTERNS or a regular expression.
+    ValueError for an empty text, a vocabulary below the bytes and special tokens, and a pattern `re` cannot take.
+    """
+    special = list(dict.fromkeys(special))
+    alphabet = special + sorted(BYTE_CHARS)
+    if vocab_size < len(alphabet):
+        need = f"the 256 bytes and {len(special)} special tokens need {len(alphabet)}"
+        raise ValueError(f"a vocabulary of {vocab_size} is too small: {need}")
+    if any(len(token) < 2 for token in special):
+        raise ValueError("a special token must have at least two characters")
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS.get(pattern, pattern)}}
+    steps = [split | {"behavior": "Isolated", "invert": False}, BYTE_LEVEL | {"use_regex": False}]
+    model = {"type": "BPE", "vocab": {token: i for i, token in enumerate(alphabet)}, "merges": []}
+    config = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")) | {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": token} | FLAGS for i, token in enumerate(special)],
+        "pre_tokenizer": BYTE_LEVEL if pattern == "gpt2" else {"type": "Sequence", "pretokenizers": steps},
+        "decoder": BYTE_LEVEL,
+        "model": model,
+    }
+    split_words, words = Tokenizer(config).split, Counter()
+    for document in [text] if isinstance(text, str) else text:
+        words.update(split_words(document))
+    if not words:
+        raise ValueError("there is no text to train a tokenizer on")
+    tokens, merges = learn_merges(words, alphabet, vocab_size)
+    model |= {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": [*map(list, merges)]}
+    return Tokenizer(config)
+
+
+# --- split patterns -------------------------------------------------------------------------------------------
+
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+DIGITS = {True: r"\p{N}|\P{N}+", False: r"\p{N}+|\P{N}+"}  # each digit by itself, or runs of them
+COVERING = {*PATTERNS.values(), *DIGITS.values()}  # every character of a text is in some match
+
+# Between a letter or digit and one of these all of COVERING cut, without looking any further on either side, and NFC
+# composes nothing: a text can be cut there and encoded in parts. A part of BLOCK characters fits the processor's cache.
+EDGE, SPACE_EDGE = re.compile(r"(?<=[^\W_])[ \n.,;:!?、。，]"), re.compile(r"(?<=[^\W_]) ")
+BLOCK = 1 << 13
+
+# Text is mostly ASCII, and seldom beyond the basic plane: a class cut down to the characters that can occur is up to
+# four times as fast to match as the whole one, which has several hundred ranges.
+LIMITS = 0x7F, 0xFFFF, sys.maxunicode
+
+
+def refuse(condition, what):
+    if condition:
+        raise ValueError(f"tokenizer.json asks for {what}, which bpe.py does not have")
+
+
+@lru_cache
+def categories(limit):
+    """[(general category, first character, last), ...] of the characters up to `limit`, in order."""
+    labels = [*map(unicodedata.category, map(chr, range(limit + 1)))]
+    for i in *range(9, 14), 0x85:
+        labels[i : i + 1] = ["Cc, a space"][: i <= limit]
+    runs, start = [], 0
+    for label, run in groupby(labels):
+        end = start + len(list(run))
+        runs.append((label, start, end - 1))
+        start = end
+    return runs
+
+
+def char_class(name, negated, limit):
+    r"""The inside of a [class]: the characters up to `limit` in a category such as L or Lu, or in \s or \d.
+
+    \s is Unicode's White_Space, as for `tokenizers`; Python's \s has \x1c to \x1f too.
+    """
+    known = re.fullmatch("s|d|[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cfnos]", name)
+    refuse(not known, f"\\p{{{name}}} in a split pattern")
+    prefix = {"s": ("Z", "Cc, a space"), "d": "Nd"}.get(name, name)
+    chars = ""
+    for inside, runs in groupby(categories(limit), lambda run: run[0].startswith(prefix) != negated):
+        if inside:
+            (_, first, last), *more = runs
+            chars += f"\\U{first:08x}-\\U{more[-1][2] if more else last:08x}"
+    return chars or f"\\U{sys.maxunicode:08x}"  # a class must not be empty, but may have what cannot occur
+
+
+def to_python(pattern, limit):
+    r"""A split pattern for the standard `re`, exact for texts with no character beyond `limit`.
+
+    \p{...}, \s and \d become explicit classes. ValueError for what `re` lacks, or reads otherwise than Oniguruma,
+    the engine of `tokenizers`.
+    """
+    out, inside = [], False  # a [class]
+    for m in re.finditer(r"\\[pP]\{\w+\}|\\.|&&|\(\?(?:<?[=!]|i?:)|\}\+|\(\?|.", pattern, re.S):
+        part = m[0]
+        if part[0] == "\\" and part[1] in "pPsSdD":
+            chars = char_class(part[3:-1] or part[1].lower(), part[1].isupper(), limit)
+            out.append(chars if inside else f"[{chars}]")
+        else:
+            odd = r"&&|\[" if inside else r"\(\?|\}\+|[$^]"
+            refuse(re.fullmatch(rf"\\[^\W_nrtfv]|{odd}", part), f"{part} in a split pattern")
+            out.append("(?:" if part == "(" and not inside else part)
+            inside = part != "]" if inside else part == "["
+    return "".join(out)
+
+
+def splitter(pattern):
+    """A function from a text to its pieces: the matches of a split pattern, and what lies between them."""
+
+    @lru_cache
+    def compiled(limit):
+        source = to_python(pattern, limit)
+        try:
+            return re.compile(source).findall if pattern in COVERING else re.compile(f"({source})").split
+        except re.error as error:
+            raise ValueError(f"the split pattern {pattern!r} cannot be read by Python: {error}") from None
+
+    def split(text):
+        limit = LIMITS[0] if text.isascii() else LIMITS[2 if re.search("[\U00010000-\U0010ffff]", text) else 1]
+        return filter(None, compiled(limit)(text))
+
+    compiled(LIMITS[0])  # so that a bad pattern is refused here
+    return split
+
+
+def sequence(spec, key):
+    """The parts of a component of tokenizer.json: none, itself, or those of a Sequence, which it holds under `key`."""
+    if spec and spec["type"] == "Sequence":
+        return [part for inner in spec[key] for part in sequence(inner, key)]
+    return [spec] if spec else []
+
+
+def pre_tokenizer(spec):
+    """The functions, each from an iterable of pieces to an iterable of pieces, that one pre-tokenizer stands for."""
+    kind, steps, pattern = spec["type"], [], None
+    if kind == "ByteLevel":
+        if spec.get("add_prefix_space", True):
+            steps.append(lambda pieces: (piece if piece[0] == " " else " " + piece for piece in pieces))
+        pattern = PATTERNS["gpt2"] if spec.get("use_regex", True) else None
+    elif kind == "Digits":
+        pattern = DIGITS[spec.get("individual_digits", False)]
+    elif kind == "Split":
+        refuse(spec["behavior"] != "Isolated", f"a Split with the behaviour {spec['behavior']}")
+        ((form, pattern),) = spec["pattern"].items()
+        pattern = {"Regex": pattern, "String": re.escape(pattern)}[form]
+    else:
+        refuse(True, f"the pre-tokenizer {kind}")
+    if pattern is not None:
+        split = splitter(pattern)
+        steps.append(lambda pieces: chain.from_iterable(map(split, pieces)))
+    return steps, pattern
+
+
+# --- encoding one word ----------------------------------------------------------------------------------------
+
+CACHED_WORDS, CACHED_LENGTH = 1 << 17, 64
+LONG_WORD = 200  # tokens from which a heap is faster than looking through the list
+NO_MERGE = sys.maxsize
+
+
+def merge_word(ids, ranks, results):
+    """`textbook_encode` with the rank of each pair kept beside it. ids is changed in place and returned.
+
+    ranks: {(left, right): rank}; results: the new id of each rank.
+    """
+    if len(ids) > LONG_WORD:
+        return merge_long_word(ids, ranks, results)
+    get = ranks.get
+    rank_at = [*map(get, zip(ids, ids[1:]), repeat(NO_MERGE)), NO_MERGE]
+    while (rank := min(rank_at)) < NO_MERGE:
+        i = rank_at.index(rank)
+        del ids[i + 1], rank_at[i]
+        ids[i] = new = results[rank]
+        if i:
+            rank_at[i - 1] = get((ids[i - 1], new), NO_MERGE)
+        if i + 1 < len(ids):
+            rank_at[i] = get((new, ids[i + 1]), NO_MERGE)
+    return ids
+
+
+def merge_long_word(ids, ranks, results):
+    """The same in n log n steps: a doubly linked list of tokens, and a heap of (rank, position) of their pairs."""
+    n = len(ids)
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+    heap = [(ranks[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in ranks]
+    heapify(heap)
+    while heap:
+        rank, i = heappop(heap)
+        j = after[i]
+        if j == n or ranks.get((ids[i], ids[j])) != rank:  # one of the two was merged meanwhile
+            continue
+        ids[i], ids[j] = results[rank], None
+        after[i] = k = after[j]
+        if k < n:
+            before[k] = i
+            if (ids[i], ids[k]) in ranks:
+                heappush(heap, (ranks[ids[i], ids[k]], i))
+        if (h := before[i]) >= 0 and (ids[h], ids[i]) in ranks:
+            heappush(heap, (ranks[ids[h], ids[i]], h))
+    return [token for token in ids if token is not None]
+
+
+class Cache(dict):
+    """word -> its ids, filled as it is asked; bounded, so that a long text needs no more memory than a short one."""
+
+    def __init__(self, encode_word):
+        self.encode_word = encode_word
+
+    def __missing__(self, word):
+        ids = self.encode_word(word)
+        if len(word) <= CACHED_LENGTH:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
+            self[word] = tuple(ids)  # which, unlike a list, the garbage collector stops looking at
+        return ids
+
+
+# --- tokenizer.json -------------------------------------------------------------------------------------------
+
+# The published files write a byte as a printable character: itself where Latin-1 has one, else one from U+0100 on.
+_printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_others = [byte for byte in range(256) if byte not in _printable]
+BYTE_CHARS = [chr(256 + _others.index(byte)) if byte in _others else chr(byte) for byte in range(256)]
+CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
+
+REFUSED = """truncation padding dropout continuing_subword_prefix end_of_word_suffix byte_fallback fuse_unk
+    single_word lstrip rstrip""".split()
+
+
+class Tokenizer:
+    """Byte-level BPE as one tokenizer.json describes it; `config` is its content.
+
+    vocab_size: one more than the largest id. token_bytes: the bytes of each id, in a list. special: {text: id} of the
+    special tokens. bos, eos: lists of the ids that the file would put before and after a text; `encode` adds none.
+    ValueError, by name, for what bpe.py does not have.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        model, added = config["model"], [t for t in config.get("added_tokens") or [] if t["content"]]
+        refuse(model.get("type", "BPE") != "BPE", f"the model {model.get('type')}")
+        for part in model, config, *added:
+            for option in REFUSED:
+                refuse(part.get(option), option)
+        normalizers = sequence(config.get("normalizer"), "normalizers")
+        for part in normalizers:
+            refuse(part["type"] != "NFC", f"the normalizer {part['type']}")
+        for part in sequence(config.get("decoder"), "decoders"):
+            refuse(part["type"] != "ByteLevel", f"the decoder {part['type']}")
+        self.bos, self.eos = template(config.get("post_processor"))
+
+        vocab = model["vocab"]
+        ids = {token["content"]: vocab.get(token["content"], token["id"]) for token in added}
+        self.special = {token["content"]: ids[token["content"]] for token in added if token.get("special")}
+        # what is not spelled in byte characters is an added token, which stands for its own text
+        spelled = {i: token.encode() for token, i in ids.items()} | {
+            i: bytes(map(CHAR_BYTES.get, token)) if CHAR_BYTES.keys() >= set(token) else token.encode()
+            for token, i in vocab.items()
+        }
+        if not all(isinstance(i, int) and 0 <= i < 1 << 24 for i in spelled):
+            raise ValueError("tokenizer.json has an id that is not an integer from 0 to 2**24")
+        self.vocab_size = 1 + max(spelled)
+        self.token_bytes = [spelled.get(i, b"") for i in range(self.vocab_size)]
+
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        self._results = [vocab[left + right] for left, right in merges]
+        forged = set(self.special.values())  # no merge may make a special token out of text
+        self._ranks = {
+            (vocab[left], vocab[right]): rank
+            for rank, (left, right) in enumerate(merges)
+            if self._results[rank] not in forged
+        }
+        # a byte that the vocabulary lacks becomes the unknown token or, where there is none, vanishes
+        self._byte_ids = [vocab.get(char, vocab.get(model.get("unk_token"))) for char in BYTE_CHARS]
+        # words that are tokens, whether or not the merges make them, if the file says so
+        whole = vocab.values() if model.get("ignore_merges") else ()
+        self._whole = {self.token_bytes[i]: i for i in whole if i not in forged}
+        self._cache = Cache(self._encode_word)
+
+        splits = sequence(config.get("pre_tokenizer"), "pretokenizers")
+        kinds = [part["type"] for part in splits]
+        refuse(kinds.count("ByteLevel") != 1 or kinds[-1] != "ByteLevel", "pre-tokenizers that do not end in ByteLevel")
+        steps, patterns = zip(*map(pre_tokenizer, splits))
+        self._steps = [*chain.from_iterable(steps)]
+
+        self._nfc = bool(normalizers)
+        self._added = {}  # (normalised text?, special tokens too?) -> regular expression, {text: id}
+        for normalized in False, True:
+            for allow_special in False, True:
+                tokens = {
+                    unicodedata.normalize("NFC", text) if self._nfc and normalized else text: ids[text]
+                    for text, token in ((token["content"], token) for token in added)
+                    if bool(token.get("normalized")) == normalized and (allow_special or not token.get("special"))
+                }
+                longest_first = sorted(tokens, key=len, reverse=True)
+                regex = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+                self._added[normalized, allow_special] = regex, tokens
+
+        # where a text can be cut: nowhere if a pattern is not known, or an added token might lie across the cut
+        self._edge = SPACE_EDGE if splits[-1].get("add_prefix_space", True) else EDGE
+        patterns = {*patterns} - {None}
+        across = any(EDGE.search(unicodedata.normalize(form, token)) for token in ids for form in ("NFC", "NFD"))
+        if across or not patterns & {*PATTERNS.values()} or not patterns <= COVERING:
+            self._edge = None
+
+    def encode(self, text, allow_special=False):
+        """The ids of a text, as `tokenizers` gives them with add_special_tokens=False.
+
+        text: str, or bytes that need not be UTF-8. The text of a special token gives its id only where
+        `allow_special`; else it is text like any other.
+        """
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "surrogateescape")
+        sections, ids = [text], []  # str, or int where an added token was
+        for normalized in False, True:
+            if normalized and self._nfc:
+                sections = [unicodedata.normalize("NFC", s) if isinstance(s, str) else s for s in sections]
+            regex, tokens = self._added[normalized, allow_special]
+            if tokens:
+                cut = (regex.split(section) if isinstance(section, str) else [section] for section in sections)
+                sections = [tokens.get(part, part) for part in chain.from_iterable(cut)]
+        for section in sections:
+            if isinstance(section, str):
+                ids += chain.from_iterable(map(self._cache.__getitem__, self.split(section)))
+            else:
+                ids.append(section)
+        return ids
+
+    def encode_iter(self, chunks, allow_special=False):
+        """Yield the ids of a text that comes as an iterable of strings: those of `encode` on all of it.
+
+        A few times BLOCK characters are held at once, however long the text is. All of it is held where no place to cut
+        is known to be safe: the file's split pattern is not in PATTERNS, or an added token has a space or a punctuation
+        mark after a letter.
+        """
+        held, enough = "", 2 * BLOCK
+        for chunk in chunks:
+            held += chunk
+            if len(held) >= enough:
+                *ready, held = self._blocks(held)
+                for block in ready:
+                    yield from self.encode(block, allow_special)
+                enough = 2 * max(BLOCK, len(held))
+        yield from self.encode(held, allow_special)
+
+    def split(self, text):
+        """An iterator over the words (pieces that no merge crosses) of a text without added tokens."""
+        pieces = filter(None, self._blocks(text))
+        for step in self._steps:
+            pieces = step(pieces)
+        return pieces
+
+    def decode_bytes(self, ids):
+        """The bytes that the ids stand for. ValueError for an id outside the vocabulary."""
+        ids = list(ids)
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ValueError(f"ids must be at least 0 and below the vocabulary size, {self.vocab_size}")
+        return b"".join(map(self.token_bytes.__getitem__, ids))
+
+    def decode(self, ids):
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def stream(self, ids):
+        """Yield the text of an iterable of ids piece by piece, as soon as its characters are complete."""
+        decoder = getincrementaldecoder("utf-8")("replace")
+        pieces = (decoder.decode(self.decode_bytes([i])) for i in ids)
+        yield from filter(None, pieces)
+        yield from filter(None, [decoder.decode(b"", final=True)])
+
+    def save(self, path):
+        """Write tokenizer.json, atomically: to `path` if that ends in .json, else into the folder `path`.
+
+        In a folder tokenizer_config.json goes beside it, which AutoTokenizer of transformers wants.
+        """
+        path = os.fspath(path)
+        if not path.endswith(".json"):
+            os.makedirs(path, exist_ok=True)
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+            if (end := "<|endoftext|>") in self.special:
+                settings["eos_token"] = end
+            write_json(os.path.join(path, "tokenizer_config.json"), settings)
+            path = os.path.join(path, "tokenizer.json")
+        write_json(path, self.config)
+
+    def _blocks(self, text):
+        """Cut a text into blocks of about BLOCK characters, where that changes no id."""
+        start = 0
+        while self._edge and (edge := self._edge.search(text, start + BLOCK)):
+            yield text[start : edge.start()]
+            start = edge.start()
+        yield text[start:]
+
+    def _encode_word(self, word):
+        data = word.encode("utf-8", "surrogateescape")
+        if data in self._whole:
+            return [self._whole[data]]
+        ids = [*map(self._byte_ids.__getitem__, data)]
+        if None in ids:
+            ids = [i for i in ids if i is not None]
+        return merge_word(ids, self._ranks, self._results)
+
+
+def template(post_processor):
+    """(bos, eos): the ids that a post_processor puts before and after one text."""
+    bos, eos = [], []
+    for part in sequence(post_processor, "processors"):
+        refuse(part["type"] not in ("ByteLevel", "TemplateProcessing"), f"the post-processor {part['type']}")
+        side = bos
+        for item in part.get("single", ()):
+            if "Sequence" in item:
+                side = eos
+            else:
+                side += part["special_tokens"][item["SpecialToken"]["id"]]["ids"]
+    return bos, eos
+
+
+def write_json(path, content):
+    part = f"{path}.{os.getpid()}.part"
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=2)
+    os.replace(part, path)
+
+
+def load(path):
+    """The Tokenizer of a tokenizer.json. ValueError for a file that is not one, or asks for what bpe.py lacks."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Tokenizer(json.load(file))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a tokenizer.json that can be read: {error!r}") from None
+
+
 # --- demo -----------------------------------------------------------------------------------------------------
 
 STEMS = """agot alarm abrum brill camin calm cant cautiv declar desafi estimul fabric fascin gobern habl inquiet
@@ -713,12 +658,11 @@ def demo():
     held = [(stem, n) for i, stem in enumerate(STEMS) for n in (3, 4, 5) if stem == "agot" or (i + n) % 7 == 0]
     seen = "\n".join(line.format(stem) for stem in STEMS for n, line in enumerate(SENTENCES) if (stem, n) not in held)
     unseen = "\n".join(SENTENCES[n].format(stem) for stem, n in held)
-    size = 500
-    words, pieces, tokenizer = train_words(seen, size), train_wordpiece(seen, size), train(seen, size)
+    words, pieces, bpe = train_words(seen, 500), train_wordpiece(seen, 500), train(seen, 500)
     rows = {  # vocabulary, text -> tokens, the token of what is unknown
         "words": (len(words), lambda text: encode_words(text, words), "<unk>"),
         "WordPiece": (len(pieces), lambda text: encode_wordpiece(text, pieces), "[UNK]"),
-        "BPE": (tokenizer.vocab_size, lambda text: [tokenizer.decode([i]) for i in tokenizer.encode(text)], None),
+        "BPE": (bpe.vocab_size, lambda text: [bpe.decode([i]) for i in bpe.encode(text)], None),
         "characters": (len(set(seen)), lambda text: [c if c in seen else "?" for c in text], "?"),
         "bytes": (256, lambda text: [f"{byte:x}" for byte in text.encode()], None),
     }
@@ -728,15 +672,15 @@ def demo():
         shown = "   ".join("|".join(encode(word)) for word in (" agotador", " agotado", " agotante"))
         print(f"{name:11}{vocabulary:10}{len(tokens) / n_words:13.2f}{tokens.count(unknown) / n_words:9.0%}  {shown}")
 
-    pages = [topics[name] for name in sorted(topics)]
-    seen, unseen = "\n".join(pages[::2] + pages[3::4]), "\n".join(pages[1::4])
-    n_words, sizes = len(words_of(unseen)), [300, 500, 1000, 2000, 4000, 8000]
-    tokens = [len(train(seen, size).encode(unseen)) / n_words for size in sizes]
-    unknown = [100 * encode_words(unseen, train_words(seen, size)).count("<unk>") / n_words for size in sizes]
-    print("\nheld-out pages of Python's language reference")
-    print("vocabulary          " + "".join(f"{size:8}" for size in sizes))
-    print("BPE, tokens per word" + "".join(f"{value:8.2f}" for value in tokens))
-    print("words, % unknown    " + "".join(f"{value:8.1f}" for value in unknown))
+    pages, sizes = [topics[name] for name in sorted(topics)], [300, 500, 1000, 2000, 4000, 8000]
+    seen, unseen = "\n".join(pages[::2]), "\n".join(pages[1::2])
+    tokens, unknown = [], []
+    print("\nheld-out pages of Python's language reference\nvocabulary  BPE: tokens/word  words: unknown")
+    for size in sizes:
+        words = encode_words(unseen, train_words(seen, size))
+        tokens.append(len(train(seen, size).encode(unseen)) / len(words))
+        unknown.append(100 * words.count("<unk>") / len(words))
+        print(f"{size:10}{tokens[-1]:17.2f}{unknown[-1]:15.1f}%")
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for axis, values, label in zip(axes, (tokens, unknown), ("BPE: tokens per word", "words: % unknown")):

@@ -28,6 +28,135 @@ from attention import KVCache, self_attention
 from backend import to_numpy, xp
 from layers import embedding, linear, linear_cross_entropy, rms_norm, swiglu
 
+# -------------------------------------------------------------------------------------- forward, backward
+
+
+def block(x, weights, config, **attention_options):
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them.
+    Returns y, shaped like x, and backward(dy) -> (dx, dweights).
+    """
+    heads, kv_heads, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
+    normed, norm1_backward = rms_norm(x, weights["input_layernorm"]["weight"], eps)
+    attended, attention_backward = self_attention(
+        normed, weights["self_attn"], heads, kv_heads, eps=eps, **attention_options
+    )
+    middle = x + attended
+    normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm"]["weight"], eps)
+    fed, feed_backward = swiglu(normed, weights["mlp"])
+
+    def backward(dy):
+        dnormed, dmlp = feed_backward(dy)
+        dmiddle, dnorm2 = norm2_backward(dnormed)
+        dmiddle += dy  # the residual connection passes the gradient on unchanged
+        dnormed, dattention = attention_backward(dmiddle)
+        dx, dnorm1 = norm1_backward(dnormed)
+        dx += dmiddle
+        dnorms = {"input_layernorm": {"weight": dnorm1}, "post_attention_layernorm": {"weight": dnorm2}}
+        return dx, dnorms | {"self_attn": dattention, "mlp": dmlp}
+
+    return middle + fed, backward
+
+
+def by_layer(params, layers):
+    """The weights of the blocks, a nested dict for each: model.layers.3.mlp.up_proj.weight is
+    by_layer(params, layers)[3]["mlp"]["up_proj.weight"].
+    """
+    nested = [{} for _ in range(layers)]
+    for name, value in params.items():
+        if name.startswith("model.layers."):
+            _, _, layer, module, rest = name.split(".", 4)
+            nested[int(layer)].setdefault(module, {})[rest] = value
+    return nested
+
+
+def transformer(params, config, tokens, cache=None, padding=None):
+    """Everything but the head.
+
+    tokens: (batch, time) integers. cache: a list of one KVCache a layer, appended to, for generation.
+    padding: (batch, earlier and new tokens) booleans, False where a row is filled up on its left; None = nowhere.
+    Returns hidden (batch, time, hidden_size) and backward(dhidden) -> grads. With a cache the activations
+    are freed on the way, and there is no backward.
+    """
+    start = cache[0].length if cache else 0
+    time = tokens.shape[1]
+    positions = xp.arange(start, start + time)  # (time,)
+    if padding is not None:  # a row's first real token is at position 0
+        positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
+    frequencies, factor = posenc.rope_frequencies(
+        config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
+    )
+    table = params["model.embed_tokens.weight"]
+    rope = posenc.rope_tables(positions, frequencies, factor, table.dtype)
+
+    x, embed_backward = embedding(tokens, table)
+    backwards = []
+    for i, weights in enumerate(by_layer(params, config.num_hidden_layers)):
+        x, block_backward = block(
+            x,
+            weights,
+            config,
+            rope=rope if config.uses_rope(i) else None,
+            cache=cache[i] if cache else None,
+            causal=config.causal,
+            window=config.window(i),
+            padding=padding,
+        )
+        if cache is None:
+            backwards.append(block_backward)
+    hidden, norm_backward = rms_norm(x, params["model.norm.weight"], config.rms_norm_eps)
+
+    def backward(dhidden):
+        grads = {}
+        dx, grads["model.norm.weight"] = norm_backward(dhidden)
+        for i in reversed(range(config.num_hidden_layers)):
+            dx, dweights = backwards[i](dx)
+            for module, dmodule in dweights.items():
+                grads |= {f"model.layers.{i}.{module}.{name}": g for name, g in dmodule.items()}
+        grads["model.embed_tokens.weight"] = embed_backward(dx)
+        return grads
+
+    return hidden, backward
+
+
+def _head_name(config):
+    return "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+
+
+def _through_head(params, config, body_backward, dhidden, dhead):
+    """The gradient of every weight, in the order of params; a tied head adds to the embedding's."""
+    grads = body_backward(dhidden)
+    name = _head_name(config)
+    grads[name] = grads[name] + dhead if name in grads else dhead
+    return {name: grads[name] for name in params}
+
+
+def forward(params, config, tokens):
+    """tokens (batch, time) -> logits (batch, time, vocab_size), and backward(dlogits) -> grads."""
+    hidden, body_backward = transformer(params, config, tokens)
+    logits, head_backward = linear(hidden, params[_head_name(config)])
+
+    def backward(dlogits):
+        return _through_head(params, config, body_backward, *head_backward(dlogits))
+
+    return logits, backward
+
+
+def loss(params, config, tokens, targets):
+    """Mean cross-entropy in nats over the targets that are not -100, without holding the logits.
+
+    tokens, targets: (batch, time) integers. Returns the loss, a float, and backward(dloss=1) -> grads.
+    """
+    hidden, body_backward = transformer(params, config, tokens)
+    value, head_backward = linear_cross_entropy(hidden, params[_head_name(config)], targets)
+
+    def backward(dloss=1.0):
+        return _through_head(params, config, body_backward, *head_backward(dloss))
+
+    return value, backward
+
+
 # ---------------------------------------------------------------------------------------------- Config
 
 
@@ -35,24 +164,24 @@ from layers import embedding, linear, linear_cross_entropy, rms_norm, swiglu
 class Config:
     """The sizes and switches of a model, named as in the published config.json."""
 
-    model_type: str = "llama"
-    vocab_size: int = 128256
-    hidden_size: int = 2048
-    intermediate_size: int = 8192
-    num_hidden_layers: int = 16
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int = 64
-    max_position_embeddings: int = 131072  # the context window: prompt and answer together
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 500000.0
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int  # the context window: prompt and answer together
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # see posenc.rope_frequencies
     no_rope_layers: tuple | None = None  # a 0 for each layer without RoPE, a 1 for each with it
     layer_types: tuple | None = None  # full_attention or sliding_attention for each layer
     sliding_window: int | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
-    tie_word_embeddings: bool = True  # the head is the embedding table
+    tie_word_embeddings: bool = False  # True: the head is the embedding table
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | tuple | None = None
@@ -87,7 +216,7 @@ class Config:
         if not isinstance(rope, dict):
             raise ValueError(f"config.json cannot have rope_parameters = {rope!r}")
         if rope:
-            fields["rope_theta"] = rope.get("rope_theta", published["rope_theta"])
+            fields["rope_theta"] = rope.get("rope_theta", published.get("rope_theta", 10000.0))
             plain = rope.get("rope_type", rope.get("type", "default")) == "default"
             fields["rope_scaling"] = None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}
         if kind == "smollm3" and "no_rope_layers" not in fields:
@@ -136,13 +265,12 @@ class Config:
         return published
 
 
-COMMON = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
 FAMILIES = {  # model_type: its class in transformers, and what a field that config.json leaves out means there
-    "llama": ("LlamaForCausalLM", COMMON | {"max_position_embeddings": 2048}),
-    "qwen3": ("Qwen3ForCausalLM", COMMON | {"max_position_embeddings": 32768, "head_dim": 128}),
+    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}),
+    "qwen3": ("Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}),
     "smollm3": (
         "SmolLM3ForCausalLM",
-        COMMON | {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True},
+        {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True},
     ),
 }
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
@@ -156,22 +284,41 @@ LLAMA3_SCALING = {
 }
 
 ARCHITECTURES = {
-    "llama3.2": Config(rope_scaling=LLAMA3_SCALING, bos_token_id=128000, eos_token_id=128001),  # 1B
+    "llama3.2": Config(  # 1B
+        model_type="llama",
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=5e5,
+        rope_scaling=LLAMA3_SCALING,
+        tie_word_embeddings=True,
+        bos_token_id=128000,
+        eos_token_id=128001,
+    ),
     "qwen3": Config(  # 4B
         model_type="qwen3",
         vocab_size=151936,
         hidden_size=2560,
         intermediate_size=9728,
         num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
         head_dim=128,
         max_position_embeddings=40960,
-        rms_norm_eps=1e-6,
         rope_theta=1e6,
+        tie_word_embeddings=True,
         bos_token_id=151643,
         eos_token_id=151645,
     ),
     "smollm3": Config(  # 3B
         model_type="smollm3",
+        vocab_size=128256,
         hidden_size=2048,
         intermediate_size=11008,
         num_hidden_layers=36,
@@ -179,9 +326,9 @@ ARCHITECTURES = {
         num_key_value_heads=4,
         head_dim=128,
         max_position_embeddings=65536,
-        rms_norm_eps=1e-6,
         rope_theta=5e6,
         no_rope_layers=(1, 1, 1, 0) * 9,
+        tie_word_embeddings=True,
         bos_token_id=128000,
         eos_token_id=128012,
     ),
@@ -237,143 +384,15 @@ def init(config, seed=0, dtype=np.float32):
     return {name: xp.asarray(value) for name, value in params.items()}
 
 
-# -------------------------------------------------------------------------------------- forward, backward
-
-
-def under(weights, prefix):
-    """The entries whose name starts with the prefix, by the rest of their name."""
-    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def prefixed(prefix, weights):
-    """The inverse of `under`."""
-    return {prefix + name: value for name, value in weights.items()}
-
-
-def block(x, weights, config, **attention_options):
-    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
-
-    x: (batch, time, hidden). Returns y, shaped like x, and backward(dy) -> (dx, dweights).
-    """
-    heads, kv_heads, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
-    normed, norm1_backward = rms_norm(x, weights["input_layernorm.weight"], eps)
-    attended, attention_backward = self_attention(
-        normed, under(weights, "self_attn."), heads, kv_heads, eps=eps, **attention_options
-    )
-    middle = x + attended
-    normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm.weight"], eps)
-    fed, feed_backward = swiglu(normed, under(weights, "mlp."))
-
-    def backward(dy):
-        dnormed, dfeed = feed_backward(dy)
-        dmiddle, dnorm2 = norm2_backward(dnormed)
-        dmiddle += dy  # the residual connection passes the gradient on unchanged
-        dnormed, dattention = attention_backward(dmiddle)
-        dx, dnorm1 = norm1_backward(dnormed)
-        dx += dmiddle
-        dnorms = {"input_layernorm.weight": dnorm1, "post_attention_layernorm.weight": dnorm2}
-        return dx, dnorms | prefixed("self_attn.", dattention) | prefixed("mlp.", dfeed)
-
-    return middle + fed, backward
-
-
-def transformer(params, config, tokens, cache=None, padding=None):
-    """Everything but the head.
-
-    tokens: (batch, time) integers. cache: a list of one KVCache a layer, appended to, for generation.
-    padding: (batch, earlier and new tokens) booleans, False where a row is filled up on its left; None = nowhere.
-    Returns hidden (batch, time, hidden_size) and backward(dhidden) -> grads. With a cache the activations
-    are freed on the way, and there is no backward.
-    """
-    start = cache[0].length if cache else 0
-    time = tokens.shape[1]
-    positions = xp.arange(start, start + time)  # (time,)
-    if padding is not None:  # a row's first real token is at position 0
-        positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
-    frequencies, factor = posenc.rope_frequencies(
-        config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
-    )
-    table = params["model.embed_tokens.weight"]
-    rope = posenc.rope_tables(positions, frequencies, factor, table.dtype)
-
-    x, embed_backward = embedding(tokens, table)
-    backwards = []
-    by_layer = [{} for _ in range(config.num_hidden_layers)]
-    for name, value in under(params, "model.layers.").items():
-        i, name = name.split(".", 1)
-        by_layer[int(i)][name] = value
-    for i, weights in enumerate(by_layer):
-        x, block_backward = block(
-            x,
-            weights,
-            config,
-            rope=rope if config.uses_rope(i) else None,
-            cache=cache[i] if cache else None,
-            causal=config.causal,
-            window=config.window(i),
-            padding=padding,
-        )
-        if cache is None:
-            backwards.append(block_backward)
-    hidden, norm_backward = rms_norm(x, params["model.norm.weight"], config.rms_norm_eps)
-
-    def backward(dhidden):
-        grads = {}
-        dx, grads["model.norm.weight"] = norm_backward(dhidden)
-        for i in reversed(range(config.num_hidden_layers)):
-            dx, dweights = backwards[i](dx)
-            grads |= prefixed(f"model.layers.{i}.", dweights)
-        grads["model.embed_tokens.weight"] = embed_backward(dx)
-        return grads
-
-    return hidden, backward
-
-
-def _head_name(config):
-    return "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-
-
-def _through_head(params, config, body_backward, dhidden, dhead):
-    """The gradient of every weight, in the order of params; a tied head adds to the embedding's."""
-    grads = body_backward(dhidden)
-    name = _head_name(config)
-    grads[name] = grads[name] + dhead if name in grads else dhead
-    return {name: grads[name] for name in params}
-
-
-def forward(params, config, tokens):
-    """tokens (batch, time) -> logits (batch, time, vocab_size), and backward(dlogits) -> grads."""
-    hidden, body_backward = transformer(params, config, tokens)
-    logits, head_backward = linear(hidden, params[_head_name(config)])
-
-    def backward(dlogits):
-        return _through_head(params, config, body_backward, *head_backward(dlogits))
-
-    return logits, backward
-
-
-def loss(params, config, tokens, targets):
-    """Mean cross-entropy in nats over the targets that are not -100, without holding the logits.
-
-    tokens, targets: (batch, time) integers. Returns the loss, a float, and backward(dloss=1) -> grads.
-    """
-    hidden, body_backward = transformer(params, config, tokens)
-    value, head_backward = linear_cross_entropy(hidden, params[_head_name(config)], targets)
-
-    def backward(dloss=1.0):
-        return _through_head(params, config, body_backward, *head_backward(dloss))
-
-    return value, backward
-
-
 # ---------------------------------------------------------------------------------------------- generate
 
 
 def sample(logits, temperature=0.0, top_k=None, top_p=None, rng=None):
     """Draws a token for each row of logits (batch, vocab); temperature 0 takes the likeliest.
 
-    top_k: only among the k likeliest. top_p: only among the likeliest that together have probability p
-    (nucleus sampling, Holtzman et al. 2020). rng: a numpy Generator. Returns (batch,) integers.
+    top_k: only among the k likeliest (Fan et al. 2018). top_p: only among the likeliest that together have probability p
+    (nucleus sampling, Holtzman et al. 2020). rng: a numpy Generator, needed where temperature > 0.
+    Returns (batch,) integers.
     """
     logits = to_numpy(logits).astype(np.float64)
     if temperature <= 0:
@@ -449,8 +468,14 @@ def generate(params, config, prompt_ids, max_new_tokens, **options):
 def fill(params, config, tokens, mask_id):
     """The likeliest token for each gap, for a model trained with the masked objective.
 
-    tokens: a list of ids with mask_id at the gaps. Returns the list with the gaps filled.
+    tokens: a list of ids with mask_id at the gaps. Returns the list with the gaps filled. Raises ValueError for
+    a causal model, and for more tokens than the context window.
     """
+    if config.causal:
+        raise ValueError("this model was trained to continue a text and cannot fill gaps")
+    if len(tokens) > config.max_position_embeddings:
+        window = config.max_position_embeddings
+        raise ValueError(f"{len(tokens)} tokens do not fit into the context window of {window}")
     tokens = np.asarray(tokens)
     logits, _ = forward(params, config, xp.asarray(tokens[None]))
     logits = to_numpy(logits[0])
@@ -464,7 +489,8 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def read_safetensors(path):
-    """The arrays of a safetensors file, memory-mapped where NumPy has the dtype: {name: array}.
+    """The arrays of a safetensors file, memory-mapped where NumPy has the dtype: {name: array}. Changing them
+    does not change the file.
 
     The format: the header's length in 8 bytes, a JSON header {name: {dtype, shape, data_offsets}}, the data.
     bfloat16, which NumPy lacks, is the upper half of a float32. Raises ValueError for a damaged file.
@@ -491,7 +517,7 @@ def read_safetensors(path):
         if begin == end:
             arrays[name] = np.zeros(shape, dtype)
             continue
-        array = np.memmap(path, dtype, "r", start + begin, shape)
+        array = np.memmap(path, dtype, "c", start + begin, shape)
         if kind == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         arrays[name] = array
@@ -566,7 +592,7 @@ def replace(path, write):
     """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one."""
     temporary = f"{path}.new"
     write(temporary)
-    with open(temporary, "rb") as file:
+    with open(temporary, "r+b") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
@@ -589,7 +615,7 @@ def describe():
 def main(argv=None):
     import bpe
 
-    parser = argparse.ArgumentParser(description="Continue a text with a trained model, or print the architectures.")
+    parser = Parser(description="Continue a text with a trained model, or print the architectures.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder")
     parser.add_argument("--prompt", metavar="TEXT", help="the text to continue, or with <mask> for each gap to fill")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
@@ -614,10 +640,12 @@ def main(argv=None):
     tokenizer = bpe.load(os.path.join(args.load, "tokenizer.json"))
     ids = tokenizer.encode(args.prompt, allow_special=True)
     if not config.causal:
+        if "<mask>" not in tokenizer.special:
+            raise ValueError(f"{args.load} fills gaps, but its tokenizer has no <mask>")
         return print(tokenizer.decode(fill(params, config, ids, tokenizer.special["<mask>"])))
     stop = [] if config.eos_token_id is None else list(np.atleast_1d(config.eos_token_id))
-    if config.bos_token_id is not None and ids[:1] != [config.bos_token_id]:
-        ids.insert(0, config.bos_token_id)
+    if ids[: len(tokenizer.bos)] != tokenizer.bos:
+        ids = tokenizer.bos + ids
     answer = generate(
         params,
         config,

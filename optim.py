@@ -4,8 +4,8 @@ AdamW divides each number's gradient by its usual size, so that every number mov
 
     m = β₁m + (1-β₁)g,  v = β₂v + (1-β₂)g²,  w = w - lr (m̂ / (√v̂ + ε) + λw)    (Loshchilov & Hutter 2019)
 
-Muon does the same for a matrix as a whole: it moves by the nearest matrix whose singular values are all 1,
-so that no direction of the layer is left behind                                (Jordan et al. 2024).
+Muon does the same for the directions of a matrix (Jordan et al. 2024): of the averaged gradient's singular
+value decomposition U S Vᵀ it keeps U Vᵀ, the same directions all at one size, so that none is left behind.
 """
 
 import math
@@ -14,10 +14,10 @@ from backend import xp
 
 
 def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
-    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2), in place.
+    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2, with its λ written lr · weight_decay), in place.
 
     w, g: the weight and its gradient, of one shape. state: {"m", "v"}, filled at the first step.
-    step: counts from 1. lr: the learning rate. weight_decay: λ, the share of w lost per lr.
+    step: counts from 1. lr: the learning rate. weight_decay: the share of w lost per lr.
     """
     if not state:
         state["m"], state["v"] = xp.zeros_like(w), xp.zeros_like(w)
@@ -34,8 +34,9 @@ def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
 def orthogonalise(g, steps=5):
     """U Vᵀ of the singular value decomposition g = U S Vᵀ, roughly, by matrix products alone.
 
-    Newton-Schulz: each step puts the singular values s ≤ 1 through 3.4445 s - 4.7750 s³ + 2.0315 s⁵, which
-    after five lie between about 0.7 and 1.2, from wherever they came (Jordan et al. 2024).
+    Newton-Schulz: each step puts the singular values s ≤ 1 through 3.4445 s - 4.7750 s³ + 2.0315 s⁵. That
+    multiplies small ones by 3.4, so after five steps those that were above 0.002 of the norm are near 1,
+    between 0.68 and 1.21; a polynomial that met 1 exactly would take many more (Jordan et al. 2024).
 
     g: (rows, cols). Returns a matrix of that shape.
     """
@@ -79,8 +80,10 @@ class Optimizer:
         self.steps = 0
         self.state = {}
 
-    def step(self, params, grads, schedule=1.0, map=map):
-        """Changes params in place. schedule: a factor of the learning rate; map: a pool's, to use its threads."""
+    def step(self, params, grads, schedule=1.0, parallel_map=map):
+        """Changes params in place. schedule: a factor of the learning rate. parallel_map: a pool's, to use
+        its threads.
+        """
         self.steps += 1
         lr = self.lr * schedule
 
@@ -92,7 +95,7 @@ class Optimizer:
                 # what has one dimension is a norm or a bias, which must not shrink to 0
                 adamw(w, g, state, self.steps, lr, weight_decay=self.weight_decay if w.ndim > 1 else 0.0)
 
-        for _ in map(update, params):
+        for _ in parallel_map(update, params):
             pass
 
 
@@ -106,5 +109,7 @@ def clip(grads, largest=1.0):
 
 
 def warm_up_and_decay(progress, warm_up=0.05, decay=0.6):
-    """The learning rate's factor at `progress` (0 to 1): up, level, and down to 0 over the last `decay`."""
+    """The learning rate's factor at `progress` (0 to 1): up, level, and down to 0 over the last `decay`
+    (warm-up, stable, decay: Hu et al. 2024).
+    """
     return max(0.0, min(1.0, progress / warm_up, (1 - progress) / decay))

@@ -1,8 +1,8 @@
 """Proceso de entrenamiento: pre-entrenamiento, from plain text to a language model.
 
-Semi-supervised learning needs no labels: the text is its own answer. With the causal objective the model
-continues it, and every token is the target of those before it; with the masked one (BERT, Devlin et al. 2019)
-some tokens are hidden, and the model, which sees both sides, fills the gaps.
+Self-supervised learning (the slide's "semi-supervisado") needs no labels: the text is its own answer. With
+the causal objective the model continues it, and every token is the target of those before it; with the masked
+one (BERT, Devlin et al. 2019) some tokens are hidden, and the model, which sees both sides, fills the gaps.
 
     python train.py                                     Python's own documentation, three minutes
     python train.py --data book.txt --minutes 10 --out runs/book
@@ -14,6 +14,7 @@ training.safetensors to go on from, metrics.jsonl, and loss.png.
 """
 
 import bz2
+import ctypes
 import dataclasses
 import gzip
 import hashlib
@@ -25,7 +26,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -37,6 +38,111 @@ from optim import Optimizer, clip, warm_up_and_decay
 
 SPECIAL = ("<|endoftext|>", "<mask>")  # the first ids of the vocabulary
 END, MASK = 0, 1
+
+# ------------------------------------------------------------------------------------------ objectives
+
+
+def causal(tokens, starts, context, rng, config):
+    """Continue the text: the target of each token is the next. Returns inputs, targets (batch, context)."""
+    windows = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def masked(tokens, starts, context, rng, config):
+    """Fill the gaps: 15 % of the tokens are targets; of these 80 % are hidden behind MASK, 10 % replaced by
+    any token and 10 % left. As MASK never comes in real text, the model has to have an opinion of every token,
+    also of those it sees (Devlin et al. 2019, section 3.1).
+
+    Returns inputs, targets (batch, context).
+    """
+    targets = tokens[starts[:, None] + np.arange(context)].astype(np.int64)
+    inputs = targets.copy()
+    chosen, kind = rng.random(targets.shape) < 0.15, rng.random(targets.shape)
+    inputs[chosen & (kind < 0.8)] = MASK
+    anything = chosen & (kind >= 0.9)
+    inputs[anything] = rng.integers(len(SPECIAL), config.vocab_size, int(anything.sum()))
+    targets[~chosen] = IGNORE
+    return inputs, targets
+
+
+OBJECTIVES = {"causal": causal, "masked": masked}
+
+# ------------------------------------------------------------------------------- gradients over threads
+
+
+def keep_freed_memory():
+    """Asks the C library to keep the memory of freed arrays for the next ones. By default glibc gives large
+    ones back to the system, which has to clear every page of them again: up to a sixth of a training step.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(option, 2**30)
+
+
+@contextmanager
+def thread_pool(threads):
+    """Threads that each take micro-batches; the matrix products inside keep to the thread they are in.
+
+    NumPy lets go of the interpreter while it computes, and whole micro-batches on separate cores wait for
+    each other far less often than the halves of every single matrix product do.
+    """
+    from threadpoolctl import threadpool_limits
+
+    keep_freed_memory()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        yield pool
+
+
+def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map):
+    """Loss and gradient of a batch, computed `micro_batch` sequences at a time: the same as in one piece.
+
+    Small pieces stay in the cache, and threads can share them (parallel_map: that of a pool). Their sum is
+    taken in order, so it does not depend on the threads. tokens, targets: (batch, time).
+    Returns the mean loss in nats and a dict of gradients.
+    """
+    micro_batch = micro_batch or len(tokens)
+    total = max(1, int((targets != IGNORE).sum()))
+
+    def part(start):
+        rows = slice(start, start + micro_batch)
+        value, backward = model.loss(params, config, xp.asarray(tokens[rows]), xp.asarray(targets[rows]))
+        # the batch's mean is not the mean of the parts' means: each counts by its share of the targets
+        share = int((targets[rows] != IGNORE).sum()) / total
+        return share * value, backward(share)
+
+    loss, grads = 0.0, None
+    for value, part_grads in parallel_map(part, range(0, len(tokens), micro_batch)):
+        loss += value
+        if grads is None:
+            grads = part_grads
+        else:
+            for name, g in part_grads.items():
+                grads[name] += g
+    return loss, grads
+
+
+def evaluate(params, config, tokens, objective="causal", windows=None, micro_batch=4, parallel_map=map):
+    """Mean loss over the text, cut into windows of the context, in nats a token (masked: a gap).
+
+    windows: only so many, evenly spaced; None = all.
+    """
+    context = config.max_position_embeddings
+    length = len(tokens) if objective == "masked" else len(tokens) - 1  # the first token is no target
+    starts = np.arange(0, length, context)
+    if windows is not None and windows < len(starts):
+        starts = starts[np.linspace(0, len(starts) - 1, windows).astype(int)]
+    filled = np.append(tokens, np.zeros(context, tokens.dtype))  # up to the end of the last window
+    inputs, targets = OBJECTIVES[objective](filled, starts, context, np.random.default_rng(0), config)
+    targets = np.where(starts[:, None] + np.arange(context) < length, targets, IGNORE)
+    counts = (targets != IGNORE).sum(axis=1)
+
+    def part(start):
+        rows = slice(start, start + micro_batch)
+        value, _ = model.loss(params, config, xp.asarray(inputs[rows]), xp.asarray(targets[rows]))
+        return value * int(counts[rows].sum())
+
+    return sum(parallel_map(part, range(0, len(inputs), micro_batch))) / max(1, int(counts.sum()))
+
 
 # ------------------------------------------------------------------------------------------------ data
 
@@ -99,105 +205,13 @@ def to_tokens(documents, tokenizer):
     return np.array(ids, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
 
-# ------------------------------------------------------------------------------------------ objectives
-
-
-def causal(tokens, starts, context, rng, config):
-    """Continue the text: the target of each token is the next. Returns inputs, targets (batch, context)."""
-    windows = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
-    return windows[:, :-1], windows[:, 1:]
-
-
-def masked(tokens, starts, context, rng, config):
-    """Fill the gaps: 15 % of the tokens are targets; of these 80 % are hidden behind MASK, 10 % replaced by
-    any token and 10 % left, so that the model cannot trust what it sees (Devlin et al. 2019, section 3.1).
-
-    Returns inputs, targets (batch, context).
-    """
-    targets = tokens[starts[:, None] + np.arange(context)].astype(np.int64)
-    inputs = targets.copy()
-    chosen, kind = rng.random(targets.shape) < 0.15, rng.random(targets.shape)
-    inputs[chosen & (kind < 0.8)] = MASK
-    anything = chosen & (kind >= 0.9)
-    inputs[anything] = rng.integers(len(SPECIAL), config.vocab_size, int(anything.sum()))
-    targets[~chosen] = IGNORE
-    return inputs, targets
-
-
-OBJECTIVES = {"causal": causal, "masked": masked}
-
-# ------------------------------------------------------------------------------- gradients over threads
-
-
-@contextmanager
-def thread_pool(threads):
-    """Threads that each take micro-batches; the matrix products inside keep to the thread they are in.
-
-    NumPy lets go of the interpreter while it computes, and whole micro-batches on separate cores wait for
-    each other far less often than the halves of every single matrix product do.
-    """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        yield pool
-
-
-def gradient(params, config, tokens, targets, micro_batch=None, map=map):
-    """Loss and gradient of a batch, computed `micro_batch` sequences at a time: the same as in one piece.
-
-    A micro-batch whose activations fit into the cache is faster, and memory holds a few at a time. The sum
-    is taken in order, so it does not depend on the threads. tokens, targets: (batch, time).
-    Returns the mean loss in nats and a dict of gradients.
-    """
-    micro_batch = micro_batch or len(tokens)
-    total = max(1, int((targets != IGNORE).sum()))
-
-    def part(start):
-        rows = slice(start, start + micro_batch)
-        x, y = xp.asarray(tokens[rows]), xp.asarray(targets[rows])
-        weight = int((targets[rows] != IGNORE).sum()) / total
-        value, backward = model.loss(params, config, x, y)
-        return weight * value, backward(weight)
-
-    loss, grads = 0.0, None
-    for value, part_grads in map(part, range(0, len(tokens), micro_batch)):
-        loss += value
-        if grads is None:
-            grads = part_grads
-        else:
-            for name, g in part_grads.items():
-                grads[name] += g
-    return loss, grads
-
-
-def evaluate(params, config, tokens, objective="causal", windows=None, micro_batch=4, map=map):
-    """Mean loss in nats a token over the text, in windows of the context.
-
-    windows: only so many, evenly spaced; None = all.
-    """
-    context = config.max_position_embeddings
-    tokens = np.append(tokens, np.zeros(context, tokens.dtype))  # the last window is filled up
-    starts = np.arange(0, max(1, len(tokens) - context - 1), context)
-    if windows is not None and windows < len(starts):
-        starts = starts[np.linspace(0, len(starts) - 1, windows).astype(int)]
-    inputs, targets = OBJECTIVES[objective](tokens, starts, context, np.random.default_rng(0), config)
-    beyond = len(tokens) - context - (0 if objective == "masked" else 1)
-    targets[starts[:, None] + np.arange(context) >= beyond] = IGNORE
-
-    def part(start):
-        rows = slice(start, start + micro_batch)
-        value, _ = model.loss(params, config, xp.asarray(inputs[rows]), xp.asarray(targets[rows]))
-        return value * int((targets[rows] != IGNORE).sum())
-
-    count = max(1, int((targets != IGNORE).sum()))
-    return sum(map(part, range(0, len(inputs), micro_batch))) / count
-
-
 # ----------------------------------------------------------------------------------------- checkpoints
 
 
 def save_checkpoint(folder, params, config, optimizer, progress):
-    """The model for everybody, and in one file, so that it is whole or absent, all that going on needs."""
+    """The folder that model.load and transformers read, and training.safetensors with all that resuming needs:
+    one file, so that it is whole or not there.
+    """
     from safetensors.numpy import save_file
 
     arrays = {f"params/{name}": to_numpy(value) for name, value in params.items()}
@@ -241,6 +255,7 @@ def sibling(settings, tokenizer):
     """The published architecture at the size of the settings: all its switches, fewer and smaller layers."""
     published = model.ARCHITECTURES[settings["arch"]]
     layers, heads = settings["layers"], settings["heads"]
+    rope = published.no_rope_layers  # its pattern goes on where the sibling has more layers
     return dataclasses.replace(
         published,
         vocab_size=tokenizer.vocab_size,
@@ -251,7 +266,7 @@ def sibling(settings, tokenizer):
         num_key_value_heads=settings["kv_heads"],
         head_dim=settings["hidden"] // heads,
         max_position_embeddings=settings["context"],
-        no_rope_layers=published.no_rope_layers and published.no_rope_layers[:layers],
+        no_rope_layers=rope and tuple(rope[i % len(rope)] for i in range(layers)),
         tie_word_embeddings=True,
         bos_token_id=END,
         eos_token_id=END,
@@ -261,23 +276,19 @@ def sibling(settings, tokenizer):
 
 def check(settings):
     """Raises ValueError, with one sentence, for settings that no run can have."""
-    for name in ("layers", "hidden", "heads", "kv_heads", "context", "batch", "threads"):
-        if settings[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    least = {"vocab": 256 + len(SPECIAL), "context": 2, "minutes": 0, "lr": 0, "weight_decay": 0, "save_seconds": 0}
+    for name, (kind, _, _) in SETTINGS.items():
+        value, bound = settings[name], least.get(name, 0 if name == "seed" else 1)
+        if kind in (int, float) and value is not None and not bound <= value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}")
     if settings["hidden"] % (2 * settings["heads"]):
         raise ValueError("--hidden must be a multiple of twice --heads, as RoPE rotates pairs")
     if settings["heads"] % settings["kv_heads"]:
         raise ValueError("--heads must be a multiple of --kv-heads")
-    if settings["vocab"] < 256 + len(SPECIAL):
-        raise ValueError("--vocab must be at least 258: 256 bytes and two special tokens")
-    if settings["minutes"] is not None and not 0 < settings["minutes"] < math.inf:
-        raise ValueError("--minutes must be more than 0")
-    if settings["steps"] is not None and settings["steps"] < 1:
-        raise ValueError("--steps must be at least 1")
 
 
 def train(settings, folder, resume=False):
-    """The whole run; settings as of the command line. Returns the last loss on the held-out text, in nats a token."""
+    """The whole run; settings as of the command line. Returns the result on the held-out text, as logged."""
     from tqdm import tqdm
 
     began = time.perf_counter()
@@ -296,7 +307,9 @@ def train(settings, folder, resume=False):
     else:
         tokenizer = bpe.train(train_texts, settings["vocab"], special=SPECIAL)
     train_tokens, val_tokens = to_tokens(train_texts, tokenizer), to_tokens(val_texts, tokenizer)
-    context, micro_batch = settings["context"], settings["micro_batch"]
+    context, batch = settings["context"], settings["batch"]
+    # about a thousand tokens at a time, in no fewer than four pieces for the threads to share
+    micro_batch = settings["micro_batch"] or max(1, min(1024 // context, batch // 4))
     for purpose, tokens in ("train on", train_tokens), ("validate on", val_tokens):
         if len(tokens) < context + 2:
             raise ValueError(f"{len(tokens)} tokens to {purpose} are too few for a --context of {context}")
@@ -321,13 +334,16 @@ def train(settings, folder, resume=False):
         return before + time.perf_counter() - began
 
     def done():
-        """How much of the run is behind us, 0 to 1."""
+        """How much of the training is behind us, 0 to 1: of its steps or of the time left by the preparations."""
         by_steps = step / settings["steps"] if settings["steps"] else 0.0
-        by_time = seconds() / (60 * settings["minutes"]) if settings["minutes"] else 0.0
-        return max(by_steps, by_time)
+        if settings["minutes"] is None:
+            return by_steps
+        left = max(60 * settings["minutes"] - prepared, 1e-9)
+        return max(by_steps, (seconds() - prepared) / left)
 
     def save():
-        now = {"step": step, "seconds": seconds(), "settings": settings, "data": fingerprint}
+        now = {"step": step, "seconds": seconds(), "prepared": prepared}
+        now |= {"settings": settings, "data": fingerprint}
         save_checkpoint(folder, params, config, optimizer, now)
 
     def validate(windows=None):
@@ -336,6 +352,7 @@ def train(settings, folder, resume=False):
             return {"val_loss": loss}
         return {"val_loss": loss, "val_bits_per_byte": loss / math.log(2) * (len(val_tokens) - 1) / val_bytes}
 
+    prepared = progress.get("prepared", seconds())
     if not resume:
         save()
     saved_step, saved_at = step, time.perf_counter()
@@ -343,9 +360,10 @@ def train(settings, folder, resume=False):
     bar_format = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     with thread_pool(settings["threads"]) as pool, interruptible() as interrupted:
         with tqdm(total=1.0, initial=min(1.0, done()), bar_format=bar_format) as bar:
-            while done() < 1:
+            finished = step > 0 and done() >= 1
+            while not finished:
                 rng = np.random.default_rng((settings["seed"], step))
-                starts = rng.integers(0, len(train_tokens) - context, settings["batch"])
+                starts = rng.integers(0, len(train_tokens) - context, batch)
                 tokens, targets = OBJECTIVES[settings["objective"]](train_tokens, starts, context, rng, config)
                 loss, grads = gradient(params, config, tokens, targets, micro_batch, pool.map)
                 norm = clip(grads)
@@ -354,37 +372,54 @@ def train(settings, folder, resume=False):
                         f"the loss is not finite at step {step + 1}; {folder} keeps the checkpoint of step {saved_step}"
                     )
                 # only weights that have just given a finite loss are saved
-                if interrupted() or time.perf_counter() - saved_at > settings["save_seconds"]:
+                if interrupted or time.perf_counter() - saved_at > settings["save_seconds"]:
                     save()
                     saved_step, saved_at = step, time.perf_counter()
-                if interrupted():
+                if interrupted:
                     bar.close()
                     print(f"stopped and saved at step {step}; go on with: python train.py --resume {folder}")
-                    sys.exit(130)
-                optimizer.step(params, grads, warm_up_and_decay(done()), pool.map)
+                    sys.exit(128 + interrupted[0])
+                half_step = 0.5 / settings["steps"] if settings["steps"] else 0.0
+                optimizer.step(params, grads, warm_up_and_decay(done() + half_step), pool.map)
                 step += 1
                 tokens_seen += tokens.size
                 losses.append(loss)
 
-                quarter = int(4 * done())
-                if step % 10 == 0 or quarter > quarters:
-                    rate = tokens_seen / (time.perf_counter() - logged_at)
-                    line = {"step": step, "seconds": seconds(), "train_loss": float(np.mean(losses))}
-                    line |= {"tokens_per_second": rate, "gradient_norm": norm}
-                    bar.set_postfix_str(f"step {step}, loss {line['train_loss']:.3f}, {rate:,.0f} tokens/s")
-                    if quarters < quarter < 4:
+                progress, finished = min(1.0, done()), done() >= 1
+                if not finished and (step % 10 == 0 or int(4 * progress) > quarters):
+                    line = logged(step, seconds(), losses, tokens_seen / (time.perf_counter() - logged_at))
+                    bar.set_postfix_str(
+                        f"step {step}, loss {line['train_loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s"
+                    )
+                    if int(4 * progress) > quarters:
                         line |= validate(windows=32)
                         bar.write(sample_text(params, config, tokenizer, val_tokens))
                     metrics.write(line)
-                    quarters, tokens_seen, losses, logged_at = quarter, 0, [], time.perf_counter()
-                bar.update(min(1.0, done()) - bar.n)
+                    quarters, tokens_seen, losses, logged_at = int(4 * progress), 0, [], time.perf_counter()
+                bar.update(progress - bar.n)
+        rate = tokens_seen / (time.perf_counter() - logged_at)
         final = validate()
         if not math.isfinite(final["val_loss"]):
             raise ValueError(f"the model is not finite; {folder} keeps the checkpoint of step {saved_step}")
         save()
-        metrics.write({"step": step, "seconds": seconds()} | final)
+        if losses:  # none where a finished run was resumed
+            metrics.write(logged(step, seconds(), losses, rate) | final)
     report(folder, final, val_texts, metrics.lines)
     return final
+
+
+def logged(step, seconds, losses, tokens_per_second):
+    """A line of metrics.jsonl, before what a validation adds."""
+    loss = float(np.mean(losses))
+    return {"step": step, "seconds": seconds, "train_loss": loss, "tokens_per_second": tokens_per_second}
+
+
+def parsed(line):
+    """A line of JSON; None for one that was cut off as it was being written."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 class Metrics:
@@ -394,14 +429,8 @@ class Metrics:
         self.path, self.lines = path, []
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
-                self.lines = [line for line in map(self._parse, file) if line and line["step"] <= step]
+                self.lines = [line for line in map(parsed, file) if line and line["step"] <= step]
         model.replace(path, lambda new: model.write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines)))
-
-    def _parse(self, line):
-        try:
-            return json.loads(line)
-        except ValueError:  # cut off as it was being written
-            return None
 
     def write(self, line):
         line = {name: round(value, 6) for name, value in line.items()}
@@ -412,13 +441,21 @@ class Metrics:
 
 @contextmanager
 def interruptible():
-    """Yields a function that says whether Ctrl-C or a termination came, so that a step is never cut in two."""
+    """Yields a list that is empty until Ctrl-C or a termination comes, so that no step is cut in two.
+
+    A second one does what it always does.
+    """
     came = []
-    old = {s: signal.signal(s, lambda number, frame: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, frame):
+        came.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(came)
+        yield came
     finally:
-        for number, handler in old.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -443,7 +480,7 @@ def report(folder, final, val_texts, lines):
         ours = {"this model": final["val_bits_per_byte"]}
         squeezed = {"xz": lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)}
         squeezed |= {"bz2": bz2.compress(data, 9), "gzip": gzip.compress(data, 9)}
-        print("bits per byte of it:")
+        print("bits per byte of it (the compressors begin with nothing, the model has read the rest of the text):")
         for name, bits in (ours | {name: 8 * len(s) / len(data) for name, s in squeezed.items()}).items():
             print(f"  {name:12}{bits:6.3f}")
         prompt = "The "
@@ -472,59 +509,69 @@ def draw(lines, path):
 
 # ---------------------------------------------------------------------------------------- command line
 
-SETTINGS = {  # option: (default, what it is)
-    "data": (None, "text files, UTF-8; none: Python's own documentation"),
-    "arch": ("qwen3", "published architecture to train a small sibling of"),
-    "objective": ("causal", "causal: continue the text; masked: fill the gaps"),
-    "minutes": (None, "time for the whole training; 3 where --steps is not given either"),
-    "steps": (None, "number of steps, which makes a run repeatable"),
-    "layers": (6, "number of blocks"),
-    "hidden": (192, "size of the hidden states"),
-    "heads": (6, "query heads"),
-    "kv_heads": (2, "key-value heads"),
-    "feed_forward": (None, "size inside the feed-forward layer; 8/3 of --hidden if not given"),
-    "vocab": (2048, "tokens in the vocabulary"),
-    "context": (256, "tokens the model sees at once"),
-    "batch": (16, "sequences a step"),
-    "micro_batch": (2, "sequences computed at once; the gradients of a batch are accumulated"),
-    "optimizer": ("muon", "muon: Muon for matrices, AdamW for the rest; adamw: AdamW for all"),
-    "lr": (0.01, "largest learning rate"),
-    "weight_decay": (0.1, "share of a weight lost per learning rate"),
-    "threads": (None, "threads that share a batch; all cores if not given"),
-    "save_seconds": (30.0, "time between checkpoints"),
-    "seed": (0, "of the first weights and the order of the text"),
+SETTINGS = {  # option: (type, default, what it is)
+    "data": (str, None, "text files, UTF-8; none: Python's own documentation"),
+    "arch": (str, "qwen3", "published architecture to train a small sibling of"),
+    "objective": (str, "causal", "causal: continue the text; masked: fill the gaps"),
+    "minutes": (float, None, "time for preparations and training; 3 where --steps is not given either"),
+    "steps": (int, None, "number of steps, which makes a run repeatable"),
+    "layers": (int, 4, "number of blocks"),
+    "hidden": (int, 128, "size of the hidden states"),
+    "heads": (int, 2, "query heads"),
+    "kv_heads": (int, 1, "key-value heads"),
+    "feed_forward": (int, None, "size inside the feed-forward layer; 8/3 of --hidden if not given"),
+    "vocab": (int, 1024, "tokens in the vocabulary"),
+    "context": (int, 256, "tokens the model sees at once"),
+    "batch": (int, 8, "sequences a step"),
+    "micro_batch": (
+        int,
+        None,
+        "sequences computed at once, whose gradients accumulate; about 1024 tokens if not given",
+    ),
+    "optimizer": (str, "muon", "muon: Muon for matrices, AdamW for the rest; adamw: AdamW for all"),
+    "lr": (float, 0.01, "largest learning rate"),
+    "weight_decay": (float, 0.1, "share of a weight lost per learning rate"),
+    "threads": (int, None, "threads that share a batch; all cores if not given"),
+    "save_seconds": (float, 30.0, "time between checkpoints"),
+    "seed": (int, 0, "of the first weights and the order of the text"),
 }
 CHOICES = {"arch": list(model.ARCHITECTURES), "objective": list(OBJECTIVES), "optimizer": ["muon", "adamw"]}
-WHOLE = ("steps", "feed_forward", "threads")  # whole numbers whose default does not show it
+FLEXIBLE = {"minutes", "steps", "threads", "save_seconds"}  # may change when a run is resumed
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def main(argv=None):
     parser = model.Parser(description="Train a small language model.")
-    for name, (default, text) in SETTINGS.items():
-        kind = int if name in WHOLE else float if name == "minutes" else str if default is None else type(default)
+    for name, (kind, default, text) in SETTINGS.items():
         shown = "" if default is None else f" (default {default})"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, choices=CHOICES.get(name), nargs="+" if name == "data" else None,
-            help=text + shown, metavar=None if name in CHOICES else "FILE" if name == "data" else "N",
-        )  # fmt: skip
+        shape = {"choices": CHOICES[name]} if name in CHOICES else {"metavar": "FILE" if name == "data" else "N"}
+        many = "+" if name == "data" else None
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, nargs=many, help=text + shown, **shape)
     parser.add_argument("--out", metavar="DIR", help="folder of the run; a new one under runs/ if not given")
     parser.add_argument("--resume", metavar="DIR", nargs="?", const="", help="go on with the run in DIR, or in --out")
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     folder, resume = given.pop("out", None), given.pop("resume", None)
+    if "data" in given:
+        given["data"] = [os.path.abspath(path) for path in given["data"]]
+    settings = {name: default for name, (_, default, _) in SETTINGS.items()}
     if resume is None:
-        settings = {name: default for name, (default, _) in SETTINGS.items()} | given
+        settings |= given
         if settings["minutes"] is None and settings["steps"] is None:
             settings["minutes"] = 3.0
-        settings["threads"] = settings["threads"] or (len(os.sched_getaffinity(0)) if xp is np else 1)
-        settings["data"] = [os.path.abspath(path) for path in settings["data"] or []]
+        settings["threads"] = settings["threads"] or (cores() if xp is np else 1)
     else:
+        if resume and folder and os.path.abspath(resume) != os.path.abspath(folder):
+            raise ValueError(f"--resume {resume} and --out {folder} are two folders, and a run has one")
         folder = resume or folder
         if not folder:
             raise ValueError("--resume needs the folder of a run")
-        settings = read_progress(folder)["settings"]
-        fixed = {name for name in given if name not in ("minutes", "steps") and given[name] != settings[name]}
+        settings |= read_progress(folder)["settings"]
+        fixed = sorted(name for name in given if name not in FLEXIBLE and given[name] != settings[name])
         if fixed:
-            raise ValueError(f"--{min(fixed).replace('_', '-')} cannot change in the middle of a run")
+            raise ValueError(f"--{fixed[0].replace('_', '-')} cannot change in the middle of a run")
         settings |= given
     if folder is None:
         number = 1

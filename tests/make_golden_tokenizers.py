@@ -16,7 +16,7 @@ LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-CASED = r"[\p{Lu}\p{Lt}]?[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|\p{Nd}{1,2}|[^\S\r\n]+|\p{P}+(?:\s*$)?"
+CASED = r"[\p{Lu}\p{Lt}]?[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|\p{Nd}{1,2}|[^\S\r\n]+|\p{P}+(?:\s+(?!\S))?"
 
 TRAINING = (
     "The merges of a small text: she'll sell, they'd sold, we've told; I'M, YOU'RE, it's 1234567 times 89.\n\n"
@@ -59,8 +59,8 @@ def trained(pre_tokenizer, vocab_size=400, special=("<|endoftext|>", "<|end|>", 
     return tokenizer
 
 
-def split(pattern, behavior="isolated", **settings):
-    return pre_tokenizers.Split(pattern if isinstance(pattern, str) else Regex(pattern[0]), behavior, **settings)
+def split(pattern):
+    return pre_tokenizers.Split(pattern if isinstance(pattern, str) else Regex(pattern[0]), "isolated")
 
 
 def sequence(*steps):
@@ -74,15 +74,15 @@ def tokenizers():
     yield "ByteLevel without pattern", trained(plain)
     yield "prefix space", trained(byte_level(add_prefix_space=True))
     yield "Llama 3", trained(sequence(split([LLAMA3]), plain))
-    yield "Qwen", trained(sequence(split([QWEN], "removed", invert=True), plain))
+    yield "Qwen", trained(sequence(split([QWEN]), plain))
     yield "classes", trained(sequence(split([CASED]), plain))
-    yield "Split by a string, removed", trained(sequence(split(" ", "removed"), byte_level()))
+    yield "Split by a string", trained(sequence(split("an"), byte_level()))
     yield "Digits one by one", trained(sequence(pre_tokenizers.Digits(individual_digits=True), byte_level()))
     yield "Digits in runs", trained(sequence(pre_tokenizers.Digits(), byte_level(add_prefix_space=True)))
 
     nfc = trained(byte_level())
     nfc.normalizer = normalizers.NFC()
-    nfc.add_tokens([AddedToken("<mask>", lstrip=True, special=True), AddedToken("word", rstrip=True), "A\u030angstro"])
+    nfc.add_tokens([AddedToken("<mask>", special=True), AddedToken("word"), "A\u030angstro"])
     nfc.add_tokens([AddedToken("e\u0301", normalized=False), "wo rd"])
     yield "NFC and added tokens", nfc
 

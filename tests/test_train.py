@@ -22,6 +22,8 @@ from layers import IGNORE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = model.Config(
+    model_type="llama",
+    tie_word_embeddings=True,
     vocab_size=300,
     hidden_size=16,
     intermediate_size=24,
