@@ -24,7 +24,7 @@ from codecs import getincrementaldecoder
 from collections import Counter, defaultdict
 from functools import lru_cache
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain, groupby, repeat
+from itertools import chain, groupby, product, repeat
 from math import log
 
 # --- the idea -----------------------------------------------------------------------------------------------
@@ -260,8 +260,8 @@ def refuse(condition, what):
 def categories(limit):
     """[(general category, first character, last), ...] of the characters up to `limit`, in order."""
     labels = [*map(unicodedata.category, map(chr, range(limit + 1)))]
-    for i in *range(9, 14), 0x85:
-        labels[i : i + 1] = ["Cc, a space"][: i <= limit]
+    for space in filter(lambda char: ord(char) <= limit, "\t\n\v\f\r\x85"):
+        labels[ord(space)] = "Cc, a space"
     runs, start = [], 0
     for label, run in groupby(labels):
         end = start + len(list(run))
@@ -333,11 +333,11 @@ def sequence(spec, key):
 
 
 def pre_tokenizer(spec):
-    """The functions, each from an iterable of pieces to an iterable of pieces, that one pre-tokenizer stands for."""
+    """(functions from a text to its pieces, split pattern or None): what one pre-tokenizer does, step by step."""
     kind, steps, pattern = spec["type"], [], None
     if kind == "ByteLevel":
         if spec.get("add_prefix_space", True):
-            steps.append(lambda pieces: (piece if piece[0] == " " else " " + piece for piece in pieces))
+            steps.append(lambda text: [text if text[0] == " " else " " + text])
         pattern = PATTERNS["gpt2"] if spec.get("use_regex", True) else None
     elif kind == "Digits":
         pattern = DIGITS[spec.get("individual_digits", False)]
@@ -347,10 +347,7 @@ def pre_tokenizer(spec):
         pattern = {"Regex": pattern, "String": re.escape(pattern)}[form]
     else:
         refuse(True, f"the pre-tokenizer {kind}")
-    if pattern is not None:
-        split = splitter(pattern)
-        steps.append(lambda pieces: chain.from_iterable(map(split, pieces)))
-    return steps, pattern
+    return steps if pattern is None else [*steps, splitter(pattern)], pattern
 
 
 # --- encoding one word ----------------------------------------------------------------------------------------
@@ -487,16 +484,14 @@ class Tokenizer:
 
         self._nfc = bool(normalizers)
         self._added = {}  # (normalised text?, special tokens too?) -> regular expression, {text: id}
-        for normalized in False, True:
-            for allow_special in False, True:
-                tokens = {
-                    unicodedata.normalize("NFC", text) if self._nfc and normalized else text: ids[text]
-                    for text, token in ((token["content"], token) for token in added)
-                    if bool(token.get("normalized")) == normalized and (allow_special or not token.get("special"))
-                }
-                longest_first = sorted(tokens, key=len, reverse=True)
-                regex = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-                self._added[normalized, allow_special] = regex, tokens
+        for normalized, allow_special in product((False, True), repeat=2):
+            tokens = {
+                unicodedata.normalize("NFC", text) if normalized and self._nfc else text: ids[text]
+                for text, token in {token["content"]: token for token in added}.items()
+                if bool(token.get("normalized")) == normalized and (allow_special or not token.get("special"))
+            }
+            longest_first = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+            self._added[normalized, allow_special] = re.compile(f"({longest_first})"), tokens
 
         # where a text can be cut: nowhere if a pattern is not known, or an added token might lie across the cut
         self._edge = SPACE_EDGE if splits[-1].get("add_prefix_space", True) else EDGE
@@ -549,7 +544,7 @@ class Tokenizer:
         """An iterator over the words (pieces that no merge crosses) of a text without added tokens."""
         pieces = filter(None, self._blocks(text))
         for step in self._steps:
-            pieces = step(pieces)
+            pieces = chain.from_iterable(map(step, pieces))
         return pieces
 
     def decode_bytes(self, ids):
@@ -629,10 +624,10 @@ def load(path):
     try:
         with open(path, encoding="utf-8") as file:
             return Tokenizer(json.load(file))
+    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a tokenizer.json that can be read: {error!r}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is not a tokenizer.json that can be read: {error!r}") from None
 
 
 # --- demo -----------------------------------------------------------------------------------------------------

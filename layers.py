@@ -192,7 +192,7 @@ def linear_cross_entropy(x, weight, targets, chunk=None):
     Returns the loss in nats, a float, and backward(dloss=1) -> (dx, dweight).
     """
     vocab, dim = weight.shape
-    chunk = chunk or max(128, 2**21 // vocab)  # 8 MiB of float32 logits; more beyond a vocabulary of 16,384
+    chunk = chunk or max(128, 2**22 // vocab)  # 16 MiB of float32 logits; more beyond a vocabulary of 32,768
     counted = xp.flatnonzero(targets.reshape(-1) != IGNORE)
     rows, targets = x.reshape(-1, dim)[counted], targets.reshape(-1)[counted]
     parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]

@@ -2,15 +2,17 @@
 
     python benchmarks/train_step.py [--sizes 1 3 6 12] [--batch 16] [--turns 9] [--compile]
 
-Both sides first have to give the same loss and gradients. Then they take turns of a few steps each, and the
-ratio of a turn is torch's time over ours: above 1, ours is faster. `--only ours` and `--only torch` time one
-side by itself, to see that the alternation disturbs neither.
+Each side runs in a process of its own, so that neither's threads or memory settings touch the other's. Both first
+have to give the same loss and gradients. Then they take turns of a few steps each, and the ratio of a turn is
+torch's time over ours: above 1, ours is faster.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,7 @@ def ours(params, config, tokens, targets, micro_batch, pool):
     def step():
         _, grads = train.gradient(params, config, tokens, targets, micro_batch, pool.map)
         clip(grads, CLIP)
-        optimizer.step(params, grads, map=pool.map)
+        optimizer.step(params, grads, parallel_map=pool.map)
 
     return step
 
@@ -143,85 +145,92 @@ def theirs(network, tokens, targets, compiled=False):
     return step
 
 
-def largest_difference(network, loss, grads, tokens, targets):
-    """Of the losses and of each weight's gradient, relative to its largest entry."""
-    expected = network(torch.tensor(tokens), torch.tensor(targets))
-    expected.backward()
-    differences = [abs(loss / expected.item() - 1)]
-    for name, w in network.named_parameters():
-        g = w.grad.numpy()
-        differences.append(np.abs(grads[name] - g).max() / np.abs(g).max())
-    return max(differences)
+# --- each side in a process of its own
 
 
-def seconds_each(sides, turns, seconds=1.0):
-    """Alternates: {side: [seconds per step, one for each turn]}."""
-    steps = {}
-    for name, step in sides.items():
-        step()  # warm up, and compile
-        start = time.perf_counter()
-        step()
-        steps[name] = max(1, round(seconds / (time.perf_counter() - start)))
-    times = {name: [] for name in sides}
-    for turn in range(turns):
-        for name in sorted(sides, reverse=turn % 2):
-            # the threads of the other side's pool spin for some milliseconds before they sleep
-            time.sleep(0.1)
+def side(pipe, name, size, args):
+    """Sends (loss, gradients) of the first batch; then, for each number it receives, seconds per step of so many."""
+    config = config_of(size)
+    params = model.init(config, 0)
+    tokens, targets = np.random.default_rng(0).integers(config.vocab_size, size=(2, args.batch, CONTEXT))
+    with train.thread_pool(args.threads) if name == "ours" else nullcontext() as pool:
+        if name == "ours":
+            pipe.send(train.gradient(params, config, tokens, targets, args.micro_batch, pool.map))
+            step = ours(params, config, tokens, targets, args.micro_batch, pool)
+        else:
+            torch.set_num_threads(args.threads)
+            network = Llama(config)
+            network.load_state_dict({name: torch.tensor(w) for name, w in params.items()})
+            loss = network(torch.tensor(tokens), torch.tensor(targets))
+            loss.backward()
+            pipe.send((loss.item(), {name: w.grad.numpy() for name, w in network.named_parameters()}))
+            step = theirs(network, tokens, targets, compiled=name == "torch.compile")
+        while count := pipe.recv():
             start = time.perf_counter()
-            for _ in range(steps[name]):
-                sides[name]()
-            times[name].append((time.perf_counter() - start) / steps[name])
-    return times
+            for _ in range(count):
+                step()
+            pipe.send((time.perf_counter() - start) / count)
+
+
+def largest_difference(one, other):
+    """Of the losses and of each weight's gradient, relative to its largest entry."""
+    (loss, grads), (other_loss, other_grads) = one, other
+    worst = max(np.abs(grads[name] - g).max() / np.abs(g).max() for name, g in other_grads.items())
+    return max(worst, abs(loss / other_loss - 1))
+
+
+def compare(size, args):
+    """Alternates the sides and prints a line."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in ["ours", "torch"] + ["torch.compile"] * args.compile:
+        pipes[name], theirs_end = context.Pipe()
+        processes.append(context.Process(target=side, args=(theirs_end, name, size, args)))
+        processes[-1].start()
+    first = {name: pipe.recv() for name, pipe in pipes.items()}
+    difference = largest_difference(first["ours"], first["torch"])
+    if difference > 1e-3:
+        sys.exit(f"{size} M: the two sides differ by {difference:.1e} in a gradient, so times say nothing")
+
+    def turn(name, count):
+        pipes[name].send(count)
+        return pipes[name].recv()
+
+    counts = {}
+    for name in pipes:
+        turn(name, 1)  # warm up, and compile
+        counts[name] = max(1, round(args.seconds / turn(name, 1)))
+    times = {name: [] for name in pipes}
+    for i in range(args.turns):
+        for name in sorted(pipes, reverse=i % 2):
+            times[name].append(turn(name, counts[name]))
+    parameters = sum(g.size for g in first["ours"][1].values()) / 1e6
+    line = [f"{parameters:5.2f} M parameters, largest difference {difference:.0e}"]
+    for name, each in times.items():
+        speed = f"{name} {args.batch * CONTEXT / statistics.median(each):,.0f} tokens/s"
+        if name != "ours":
+            ratio = statistics.median(t / o for t, o in zip(each, times["ours"]))
+            speed += f" (ours is {ratio:.2f} times as fast)"
+        line.append(speed)
+    print(" | ".join(line), flush=True)
+    for pipe in pipes.values():
+        pipe.send(0)
+    for process in processes:
+        process.join()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=16, help="sequences of 256 tokens")
-    parser.add_argument("--micro-batch", type=int, default=2, help="sequences that one of our threads takes at a time")
+    parser.add_argument("--micro-batch", type=int, default=4, help="sequences that one of our threads takes at a time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of either side")
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long a turn takes")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
-    parser.add_argument("--only", choices=["ours", "torch"], help="time one side alone")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    with train.thread_pool(args.threads) as pool:
-        compare(args, pool)
-
-
-def compare(args, pool):
     for size in args.sizes:
-        config = config_of(size)
-        params = model.init(config, 0)
-        rng = np.random.default_rng(0)
-        tokens, targets = rng.integers(config.vocab_size, size=(2, args.batch, CONTEXT))
-
-        def network(config=config, params=params):
-            weights = {name: torch.tensor(w) for name, w in params.items()}
-            copy = Llama(config)
-            copy.load_state_dict(weights)
-            return copy
-
-        loss, grads = train.gradient(params, config, tokens, targets, args.micro_batch, pool.map)
-        difference = largest_difference(network(), loss, grads, tokens, targets)
-        if difference > 1e-3:
-            sys.exit(f"{size} M: the two sides differ by {difference:.1e} in a gradient, so times say nothing")
-        sides = {"torch": theirs(network(), tokens, targets)}
-        if args.compile:
-            sides["torch.compile"] = theirs(network(), tokens, targets, compiled=True)
-        sides["ours"] = ours(params, config, tokens, targets, args.micro_batch, pool)
-        if args.only:
-            sides = {args.only: sides[args.only]}
-        times = seconds_each(sides, args.turns)
-        count = sum(w.size for w in params.values()) / 1e6
-        line = [f"{count:5.2f} M parameters, largest difference {difference:.0e}"]
-        for name, each in times.items():
-            speed = f"{name} {tokens.size / statistics.median(each):,.0f} tokens/s"
-            if name != "ours" and "ours" in times:
-                ratio = statistics.median(t / o for t, o in zip(each, times["ours"], strict=True))
-                speed += f" ({ratio:.2f}x our time)"
-            line.append(speed)
-        print(" | ".join(line), flush=True)
+        compare(size, args)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ TOKENIZERS["digits alone"] = bpe.Tokenizer(
         }
     }
 )
+PAIRS = {"type": "Split", "pattern": {"Regex": "[a-z] [a-z]"}, "behavior": "Isolated", "invert": False}
+TOKENIZERS["pairs and ByteLevel"] = bpe.Tokenizer(
+    TOKENIZERS["gpt2"].config
+    | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [PAIRS, TOKENIZERS["gpt2"].config["pre_tokenizer"]]}}
+)
 COMPLETE = [name for name in TOKENIZERS if not re.search("bytes|prefix|runs|NFC", name)]
 
 # text as files have it, seeded with what patterns, normalisation and added tokens are sensitive to
