@@ -2,11 +2,12 @@
 
     python benchmarks/decode.py FOLDER [--prompt TEXT] [--tokens 64] [--turns 7]
 
-The two have to choose the same tokens. They take turns, and the ratio of a turn is transformers' time over
-ours, prompt included: above 1, ours is faster.
+Each side runs in a process of its own, and the two have to choose the same tokens. They take turns, and the ratio of
+a turn is transformers' time over ours, prompt included: above 1, ours is faster.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
@@ -23,6 +24,32 @@ except ImportError:
     sys.exit()
 
 
+def prompt_of(folder, text):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text)["input_ids"]
+
+
+def side(pipe, name, args):
+    """For each True it receives, sends the tokens it chose and the seconds it took."""
+    prompt = prompt_of(args.folder, args.prompt)
+    if name == "ours":
+        params, config = model.load(args.folder)
+        answer = lambda: list(model.generate(params, config, prompt, max_new_tokens=args.tokens, stop=[]))
+    else:
+        network = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
+        network.generation_config.eos_token_id = None  # a fixed number of tokens
+        ids = torch.tensor([prompt])
+        generate = lambda: network.generate(ids, max_new_tokens=args.tokens, do_sample=False)
+        answer = lambda: generate()[0, len(prompt) :].tolist()
+    while pipe.recv():
+        start = time.perf_counter()
+        tokens = answer()
+        pipe.send((tokens, time.perf_counter() - start))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
@@ -31,39 +58,27 @@ def main():
     parser.add_argument("--turns", type=int, default=7)
     args = parser.parse_args()
 
-    tokenizer = AutoTokenizer.from_pretrained(args.folder)
-    text = args.prompt
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    prompt = tokenizer(text)["input_ids"]
-    network = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
-    network.generation_config.eos_token_id = None  # neither side stops early
-    params, config = model.load(args.folder)
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in "ours", "transformers":
+        pipes[name], far_end = context.Pipe()
+        context.Process(target=side, args=(far_end, name, args), daemon=True).start()
 
-    def theirs():
-        ids = network.generate(torch.tensor([prompt]), max_new_tokens=args.tokens, do_sample=False)
-        return ids[0, len(prompt) :].tolist()
+    def turn(name):
+        pipes[name].send(True)
+        return pipes[name].recv()
 
-    def ours():
-        answer = model.generate(params, config, prompt, max_new_tokens=args.tokens, temperature=0, stop=[])
-        return [int(token) for token in answer]
-
-    if ours() != theirs():
+    if turn("ours")[0] != turn("transformers")[0]:
         sys.exit("the two sides choose different tokens, so times say nothing")
-    times = {ours: [], theirs: []}
-    for turn in range(args.turns):
-        for side in (ours, theirs) if turn % 2 else (theirs, ours):
-            # the threads of the other side's pool spin for some milliseconds before they sleep
-            time.sleep(0.1)
-            start = time.perf_counter()
-            side()
-            times[side].append(time.perf_counter() - start)
-    ratio = statistics.median(t / o for t, o in zip(times[theirs], times[ours], strict=True))
-    speed = lambda side: args.tokens / statistics.median(times[side])
+    times = {name: [] for name in pipes}
+    for i in range(args.turns):
+        for name in sorted(pipes, reverse=i % 2):
+            times[name].append(turn(name)[1])
+    ratio = statistics.median(t / o for t, o in zip(times["transformers"], times["ours"]))
+    speed = {name: args.tokens / statistics.median(each) for name, each in times.items()}
     print(
-        f"the same {args.tokens} tokens after a prompt of {len(prompt)}: ours {speed(ours):.1f} tokens/s, "
-        f"transformers {speed(theirs):.1f} tokens/s, {ratio:.2f} times as fast"
+        f"the same {args.tokens} tokens: ours {speed['ours']:.1f} tokens/s, "
+        f"transformers {speed['transformers']:.1f} tokens/s, {ratio:.2f} times as fast"
     )
 
 
