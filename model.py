@@ -390,8 +390,8 @@ def init(config, seed=0, dtype=np.float32):
 def sample(logits, temperature=0.0, top_k=None, top_p=None, rng=None):
     """Draws a token for each row of logits (batch, vocab); temperature 0 takes the likeliest.
 
-    top_k: only among the k likeliest (Fan et al. 2018). top_p: only among the likeliest that together have probability p
-    (nucleus sampling, Holtzman et al. 2020). rng: a numpy Generator, needed where temperature > 0.
+    top_k: only among the k likeliest (Fan et al. 2018). top_p: only among the likeliest that together have
+    probability p (nucleus sampling, Holtzman et al. 2020). rng: a numpy Generator, needed where temperature > 0.
     Returns (batch,) integers.
     """
     logits = to_numpy(logits).astype(np.float64)

@@ -287,131 +287,157 @@ def check(settings):
         raise ValueError("--heads must be a multiple of --kv-heads")
 
 
-def train(settings, folder, resume=False):
-    """The whole run; settings as of the command line. Returns the result on the held-out text, as logged."""
+class Run:
+    """A training run: its data, model and optimiser, and how far it has come.
+
+    settings: as of the command line. folder: where it writes. resume: go on with the run in the folder.
+    Raises ValueError or OSError, with one sentence, for data or a folder that no run can begin or go on with;
+    nothing has been written then.
+    """
+
+    def __init__(self, settings, folder, resume=False):
+        self.began = time.perf_counter()
+        check(settings)
+        if not resume and os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+            raise ValueError(f"{folder} holds something already: name another --out, or go on with --resume {folder}")
+        progress = read_progress(folder) if resume else {"step": 0, "seconds": 0.0}
+        self.settings, self.folder = settings, folder
+        self.step, self.before = progress["step"], progress["seconds"]
+        self.objective, self.context, batch = settings["objective"], settings["context"], settings["batch"]
+        # about a thousand tokens at a time, in no fewer than four pieces for the threads to share
+        self.micro_batch = settings["micro_batch"] or max(1, min(1024 // self.context, batch // 4))
+
+        train_texts, self.val_texts = split(settings["data"])
+        self.fingerprint = hashlib.sha256("\0".join(train_texts + self.val_texts).encode()).hexdigest()
+        if progress.get("data", self.fingerprint) != self.fingerprint:
+            raise ValueError(f"the data is not what the run in {folder} began with")
+        if resume:
+            self.tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
+        else:
+            self.tokenizer = bpe.train(train_texts, settings["vocab"], special=SPECIAL)
+        self.train_tokens = to_tokens(train_texts, self.tokenizer)
+        self.val_tokens = to_tokens(self.val_texts, self.tokenizer)
+        for purpose, tokens in ("train on", self.train_tokens), ("validate on", self.val_tokens):
+            if len(tokens) < self.context + 2:
+                raise ValueError(f"{len(tokens)} tokens to {purpose} are too few for a --context of {self.context}")
+
+        self.config = sibling(settings, self.tokenizer)
+        self.params = model.init(self.config, settings["seed"])
+        self.optimizer = Optimizer(settings["optimizer"], settings["lr"], settings["weight_decay"])
+        if resume:
+            load_checkpoint(folder, self.params, self.optimizer)
+            self.optimizer.steps = self.step
+        self.prepared = progress.get("prepared", self.seconds())
+
+        train_bytes, self.val_bytes = (sum(len(t.encode()) for t in texts) for texts in (train_texts, self.val_texts))
+        size, per_token = sum(w.size for w in self.params.values()), train_bytes / len(self.train_tokens)
+        print(f"data       {train_bytes:,} bytes to train on, {self.val_bytes:,} held out")
+        print(f"tokenizer  {self.tokenizer.vocab_size:,} tokens, {per_token:.2f} bytes each")
+        print(f"model      {settings['arch']} of {size:,} parameters, on {settings['threads']} threads, in {folder}")
+
+    def seconds(self):
+        return self.before + time.perf_counter() - self.began
+
+    def done(self, step):
+        """How much of the training is behind us, 0 to 1: of its steps or of the time left by the preparations."""
+        by_steps = step / self.settings["steps"] if self.settings["steps"] else 0.0
+        if self.settings["minutes"] is None:
+            return by_steps
+        left = max(60 * self.settings["minutes"] - self.prepared, 1e-9)
+        return max(by_steps, (self.seconds() - self.prepared) / left)
+
+    def batch(self):
+        """The inputs and targets of the next step, (batch, context): windows from anywhere in the text."""
+        rng = np.random.default_rng((self.settings["seed"], self.step))
+        starts = rng.integers(0, len(self.train_tokens) - self.context, self.settings["batch"])
+        return OBJECTIVES[self.objective](self.train_tokens, starts, self.context, rng, self.config)
+
+    def validate(self, windows=None, parallel_map=map):
+        """The loss on the held-out text, as metrics.jsonl has it."""
+        loss = evaluate(
+            self.params, self.config, self.val_tokens, self.objective, windows, self.micro_batch, parallel_map
+        )
+        if self.objective == "masked":  # a gap is not a byte of text
+            return {"val_loss": loss}
+        bits = loss / math.log(2) * (len(self.val_tokens) - 1)
+        return {"val_loss": loss, "val_bits_per_byte": bits / self.val_bytes}
+
+    def save(self):
+        progress = {"step": self.step, "seconds": self.seconds(), "prepared": self.prepared}
+        progress |= {"settings": self.settings, "data": self.fingerprint}
+        save_checkpoint(self.folder, self.params, self.config, self.optimizer, progress)
+
+
+def train(run):
+    """Trains to the end and writes the run's folder. Returns the result on the held-out text, as logged."""
     from tqdm import tqdm
 
-    began = time.perf_counter()
-    check(settings)
-    if not resume and os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise ValueError(f"{folder} holds something already: name another --out, or go on with --resume {folder}")
-    progress = read_progress(folder) if resume else {"step": 0, "seconds": 0.0}
-
-    train_texts, val_texts = split(settings["data"])
-    fingerprint = hashlib.sha256("\0".join(train_texts + val_texts).encode()).hexdigest()
-    if progress.get("data", fingerprint) != fingerprint:
-        raise ValueError(f"the data is not what the run in {folder} began with")
-    train_bytes, val_bytes = (sum(len(text.encode()) for text in texts) for texts in (train_texts, val_texts))
-    if resume:
-        tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
-    else:
-        tokenizer = bpe.train(train_texts, settings["vocab"], special=SPECIAL)
-    train_tokens, val_tokens = to_tokens(train_texts, tokenizer), to_tokens(val_texts, tokenizer)
-    context, batch = settings["context"], settings["batch"]
-    # about a thousand tokens at a time, in no fewer than four pieces for the threads to share
-    micro_batch = settings["micro_batch"] or max(1, min(1024 // context, batch // 4))
-    for purpose, tokens in ("train on", train_tokens), ("validate on", val_tokens):
-        if len(tokens) < context + 2:
-            raise ValueError(f"{len(tokens)} tokens to {purpose} are too few for a --context of {context}")
-
-    config = sibling(settings, tokenizer)
-    params = model.init(config, settings["seed"])
-    optimizer = Optimizer(settings["optimizer"], settings["lr"], settings["weight_decay"])
-    step, before = progress["step"], progress["seconds"]  # of an interrupted run
-    if resume:
-        load_checkpoint(folder, params, optimizer)
-        optimizer.steps = step
-    else:
-        os.makedirs(folder, exist_ok=True)
-        tokenizer.save(folder)
-    metrics = Metrics(os.path.join(folder, "metrics.jsonl"), step)
-    size = sum(value.size for value in params.values())
-    print(f"data       {train_bytes:,} bytes to train on, {val_bytes:,} held out")
-    print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {train_bytes / len(train_tokens):.2f} bytes each")
-    print(f"model      {settings['arch']} of {size:,} parameters, on {settings['threads']} threads, in {folder}")
-
-    def seconds():
-        return before + time.perf_counter() - began
-
-    def done():
-        """How much of the training is behind us, 0 to 1: of its steps or of the time left by the preparations."""
-        by_steps = step / settings["steps"] if settings["steps"] else 0.0
-        if settings["minutes"] is None:
-            return by_steps
-        left = max(60 * settings["minutes"] - prepared, 1e-9)
-        return max(by_steps, (seconds() - prepared) / left)
-
-    def save():
-        now = {"step": step, "seconds": seconds(), "prepared": prepared}
-        now |= {"settings": settings, "data": fingerprint}
-        save_checkpoint(folder, params, config, optimizer, now)
-
-    def validate(windows=None):
-        loss = evaluate(params, config, val_tokens, settings["objective"], windows, micro_batch, pool.map)
-        if settings["objective"] == "masked":  # a gap is not a byte of text
-            return {"val_loss": loss}
-        return {"val_loss": loss, "val_bits_per_byte": loss / math.log(2) * (len(val_tokens) - 1) / val_bytes}
-
-    prepared = progress.get("prepared", seconds())
-    if not resume:
-        save()
-    saved_step, saved_at = step, time.perf_counter()
-    quarters, tokens_seen, losses, logged_at = int(4 * done()), 0, [], time.perf_counter()
+    os.makedirs(run.folder, exist_ok=True)
+    if run.step == 0:
+        run.tokenizer.save(run.folder)
+        run.save()
+    metrics = Metrics(os.path.join(run.folder, "metrics.jsonl"), run.step)
+    saved_step, saved_at = run.step, time.perf_counter()
+    quarters, tokens_seen, losses, logged_at = int(4 * run.done(run.step)), 0, [], time.perf_counter()
     bar_format = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
-    with thread_pool(settings["threads"]) as pool, interruptible() as interrupted:
-        with tqdm(total=1.0, initial=min(1.0, done()), bar_format=bar_format) as bar:
-            finished = step > 0 and done() >= 1
+    with thread_pool(run.settings["threads"]) as pool, interruptible() as interrupted:
+        with tqdm(total=1.0, initial=min(1.0, run.done(run.step)), bar_format=bar_format) as bar:
+            finished = run.step > 0 and run.done(run.step) >= 1
             while not finished:
-                rng = np.random.default_rng((settings["seed"], step))
-                starts = rng.integers(0, len(train_tokens) - context, batch)
-                tokens, targets = OBJECTIVES[settings["objective"]](train_tokens, starts, context, rng, config)
-                loss, grads = gradient(params, config, tokens, targets, micro_batch, pool.map)
+                tokens, targets = run.batch()
+                loss, grads = gradient(run.params, run.config, tokens, targets, run.micro_batch, pool.map)
                 norm = clip(grads)
                 if not math.isfinite(loss + norm):
-                    raise ValueError(
-                        f"the loss is not finite at step {step + 1}; {folder} keeps the checkpoint of step {saved_step}"
-                    )
+                    raise NotFinite(run, saved_step)
                 # only weights that have just given a finite loss are saved
-                if interrupted or time.perf_counter() - saved_at > settings["save_seconds"]:
-                    save()
-                    saved_step, saved_at = step, time.perf_counter()
+                if interrupted or time.perf_counter() - saved_at > run.settings["save_seconds"]:
+                    run.save()
+                    saved_step, saved_at = run.step, time.perf_counter()
                 if interrupted:
                     bar.close()
-                    print(f"stopped and saved at step {step}; go on with: python train.py --resume {folder}")
+                    print(f"stopped and saved at step {run.step}; go on with: python train.py --resume {run.folder}")
                     sys.exit(128 + interrupted[0])
-                half_step = 0.5 / settings["steps"] if settings["steps"] else 0.0
-                optimizer.step(params, grads, warm_up_and_decay(done() + half_step), pool.map)
-                step += 1
+                run.optimizer.step(run.params, grads, warm_up_and_decay(run.done(run.step + 0.5)), pool.map)
+                run.step += 1
                 tokens_seen += tokens.size
                 losses.append(loss)
 
-                progress, finished = min(1.0, done()), done() >= 1
-                if not finished and (step % 10 == 0 or int(4 * progress) > quarters):
-                    line = logged(step, seconds(), losses, tokens_seen / (time.perf_counter() - logged_at))
-                    bar.set_postfix_str(
-                        f"step {step}, loss {line['train_loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s"
-                    )
-                    if int(4 * progress) > quarters:
-                        line |= validate(windows=32)
-                        bar.write(sample_text(params, config, tokenizer, val_tokens))
+                progress = min(1.0, run.done(run.step))
+                finished, quarter = progress == 1, int(4 * progress)
+                if not finished and (run.step % 10 == 0 or quarter > quarters):
+                    line = logged(run, losses, tokens_seen / (time.perf_counter() - logged_at))
+                    speed = f"{line['tokens_per_second']:,.0f} tokens/s"
+                    bar.set_postfix_str(f"step {run.step}, loss {line['train_loss']:.3f}, {speed}")
+                    if quarter > quarters:
+                        line |= run.validate(32, pool.map)
+                        bar.write(sample_text(run.params, run.config, run.tokenizer, run.val_tokens))
                     metrics.write(line)
-                    quarters, tokens_seen, losses, logged_at = int(4 * progress), 0, [], time.perf_counter()
+                    quarters, tokens_seen, losses, logged_at = quarter, 0, [], time.perf_counter()
                 bar.update(progress - bar.n)
         rate = tokens_seen / (time.perf_counter() - logged_at)
-        final = validate()
+        final = run.validate(None, pool.map)
         if not math.isfinite(final["val_loss"]):
-            raise ValueError(f"the model is not finite; {folder} keeps the checkpoint of step {saved_step}")
-        save()
+            raise NotFinite(run, saved_step)
+        run.save()
         if losses:  # none where a finished run was resumed
-            metrics.write(logged(step, seconds(), losses, rate) | final)
-    report(folder, final, val_texts, metrics.lines)
+            metrics.write(logged(run, losses, rate) | final)
+    report(run.folder, final, run.val_texts, metrics.lines)
     return final
 
 
-def logged(step, seconds, losses, tokens_per_second):
+class NotFinite(ValueError):
+    """The loss, its gradient or the trained model is not finite."""
+
+    def __init__(self, run, saved_step):
+        super().__init__(
+            f"the loss is not finite at step {run.step + 1}; {run.folder} keeps the checkpoint of step {saved_step}"
+        )
+
+
+def logged(run, losses, tokens_per_second):
     """A line of metrics.jsonl, before what a validation adds."""
-    loss = float(np.mean(losses))
-    return {"step": step, "seconds": seconds, "train_loss": loss, "tokens_per_second": tokens_per_second}
+    line = {"step": run.step, "seconds": run.seconds(), "train_loss": float(np.mean(losses))}
+    return line | {"tokens_per_second": tokens_per_second}
 
 
 def parsed(line):
@@ -578,7 +604,7 @@ def main(argv=None):
         while os.path.exists(os.path.join("runs", str(number))):
             number += 1
         folder = os.path.join("runs", str(number))
-    train(settings, folder, resume is not None)
+    train(Run(settings, folder, resume is not None))
 
 
 if __name__ == "__main__":

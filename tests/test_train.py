@@ -184,7 +184,7 @@ def test_killed_twice_and_resumed_is_never_stopped(run, text, tmp_path):
         wait_for_step(process, folder, step)
         process.kill()
         process.communicate()
-        process = command("--resume", folder)
+        process = command("--resume", folder, "--threads", 1, "--data", text)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert weights(folder) == weights(run[0])
@@ -247,6 +247,9 @@ def test_a_taken_folder_is_left_alone(run, text):
         (b"words " * 1000, ["--kv-heads", "3"], "--kv-heads"),
         (b"words " * 1000, ["--minutes", "-1"], "--minutes"),
         (b"words " * 1000, ["--steps", "0"], "--steps"),
+        (b"words " * 1000, ["--micro-batch", "0"], "--micro-batch"),
+        (b"words " * 1000, ["--context", "1"], "--context"),
+        (b"words " * 1000, ["--lr", "nan"], "--lr"),
         (b"words " * 1000, ["--frobnicate"], "--frobnicate"),
     ],
 )
