@@ -19,8 +19,7 @@ def linear(x, weight, bias=None):
     backward(dy) -> (dx, dweight), and dbias third where there is a bias.
     """
     rows = x.reshape(-1, x.shape[-1])  # one large product instead of one a sequence
-    # one row, a token being generated, is a matrix-vector product, which BLAS does faster in this order
-    y = rows @ weight.T if len(rows) > 1 else (weight @ rows[0])[None]
+    y = rows @ weight.T
     if bias is not None:
         y += bias
 
