@@ -629,7 +629,7 @@ def main(argv=None):
     parser = Parser(description="Continue a text with a trained model, or print the architectures.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder")
     parser.add_argument("--prompt", metavar="TEXT", help="the text to continue, or with <mask> for each gap to fill")
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="200, or what fits, if not given")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P")
@@ -640,7 +640,7 @@ def main(argv=None):
     if args.load is None:
         return describe()
     for name, wrong in {
-        "max-new-tokens": args.max_new_tokens < 1,
+        "max-new-tokens": args.max_new_tokens is not None and args.max_new_tokens < 1,
         "temperature": not 0 <= args.temperature < float("inf"),
         "top-k": args.top_k is not None and args.top_k < 1,
         "top-p": not 0 < args.top_p <= 1,
@@ -661,7 +661,7 @@ def main(argv=None):
         params,
         config,
         ids,
-        min(args.max_new_tokens, max(1, config.max_position_embeddings - len(ids))),
+        args.max_new_tokens or max(1, min(200, config.max_position_embeddings - len(ids))),
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
@@ -684,7 +684,9 @@ def run(main):
     """Runs a command line: what the user can mend is one sentence on standard error, and exit status 1."""
     try:
         main()
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
