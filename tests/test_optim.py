@@ -58,6 +58,20 @@ def test_muon_ignores_the_size_of_the_gradient(rows, cols, scale, seed):
     close(*steps, 1e-5)
 
 
+@fast
+@given(size, size, seed)
+def test_muon_looks_a_step_ahead_of_its_momentum(rows, cols, seed):
+    w, state = normal(seed, rows, cols), {}
+    expected, m, lr, momentum, decay = w.copy(), 0.0, 0.1, 0.95, 0.1
+    for t in range(3):
+        g = normal(seed + 1 + t, rows, cols)
+        optim.muon(w, g, state, lr, momentum, decay)
+        m = momentum * m + g
+        expected *= 1 - lr * decay
+        expected -= lr * 0.2 * max(rows, cols) ** 0.5 * optim.orthogonalise(g + momentum * m)
+    close(w, expected)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_it_finds_the_least_squares_solution(kind):
     name = "model.layers.0.mlp.up_proj.weight"
