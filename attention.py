@@ -65,7 +65,7 @@ def _look(query, key, causal, window):
     return seen if window is None else seen & (abs(distance) < window)
 
 
-def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, block=64):
+def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, block=64, observed=None):
     """The same attention in tiles of `block` keys by `block` queries (FlashAttention, Dao et al. 2022; 2023).
 
     The arithmetic stays O(n²); what is saved is memory and the way to it, as a tile fits into the fast one
@@ -81,6 +81,7 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
 
     causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None.
     slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None.
+    observed: a dict, or None, in which "largest_scores" is set to the largest score of each head, (heads,).
     Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
     """
     batch, heads, queries, dim = q.shape
@@ -132,7 +133,7 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
         return scores
 
     y = xp.empty_like(q, shape=(batch, heads, queries, v.shape[-1]))  # heads stay beside each other in memory
-    log_total = []
+    log_total, largest = [], []
     for rows, columns in plan:
         q_tile = fold(q, rows) * scale
         m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min, q.dtype)  # finite, as -inf - -inf is not a number
@@ -152,6 +153,9 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
         o /= l[..., None]
         y[:, :, rows] = o.reshape(batch, heads, -1, o.shape[-1])
         log_total.append(m + xp.log(l))
+        largest.append(m.reshape(batch, heads, -1).max(axis=(0, 2)))
+    if observed is not None:
+        observed["largest_scores"] = xp.stack(largest).max(axis=0)
 
     def backward(dy):
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
@@ -178,29 +182,38 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, for one layer.
+    """What a layer keeps of the tokens read so far: keys and values, or the latent vectors of latent_attention.
 
     The buffers double when they are full, so that n appended tokens copy O(n) and not O(n²) numbers.
     """
 
     def __init__(self):
         self.length = 0
-        self.k = self.v = None  # (batch, kv_heads, capacity, dim)
+        self.buffers = []  # (batch, kv_heads, capacity, dim) each
 
-    def append(self, k, v):
-        """Adds k, v (batch, kv_heads, time, dim) and returns all keys and values, as views."""
-        start, self.length = self.length, self.length + k.shape[2]
-        if self.k is None or self.length > self.k.shape[2]:
-            self.k, self.v = self._grown(self.k, k, start), self._grown(self.v, v, start)
-        self.k[:, :, start : self.length] = k
-        self.v[:, :, start : self.length] = v
-        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+    def append(self, *new):
+        """Adds arrays (batch, kv_heads, time, dim), such as k and v, and returns all there is of each, as views."""
+        start, self.length = self.length, self.length + new[0].shape[2]
+        if not self.buffers or self.length > self.buffers[0].shape[2]:
+            old, self.buffers = self.buffers, [self._larger(array) for array in new]
+            for buffer, before in zip(self.buffers, old):
+                buffer[:, :, :start] = before[:, :, :start]
+        for buffer, array in zip(self.buffers, new):
+            buffer[:, :, start : self.length] = array
+        return [buffer[:, :, : self.length] for buffer in self.buffers]
 
-    def _grown(self, old, new, start):
-        grown = xp.empty((*new.shape[:2], max(64, 2 * self.length), new.shape[3]), new.dtype)
-        if old is not None:
-            grown[:, :, :start] = old[:, :, :start]
-        return grown
+    def _larger(self, like):
+        return xp.empty((*like.shape[:2], max(64, 2 * self.length), like.shape[3]), like.dtype)
+
+
+def split_heads(x, heads):
+    """(batch, time, heads · dim) -> (batch, heads, time, dim)"""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def join_heads(x):
+    """(batch, heads, time, dim) -> (batch, time, heads · dim)"""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None, **mask):
@@ -209,20 +222,14 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
     x: (batch, time, hidden). weights: {q,k,v,o}_proj.weight, with .bias where the model has them, and
     {q,k}_norm.weight where it normalises the queries and keys of each head (QK-norm, after Henry et al. 2020).
     rope: (cos, sin) of posenc.rope_tables, or None for no position. cache: a KVCache, which is appended to.
-    mask: causal, window, padding and slopes of flash_attention.
+    mask: causal, window, padding, slopes and observed of flash_attention.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
     """
-    batch, time, _ = x.shape
-
-    def split(y, heads):
-        return y.reshape(batch, time, heads, -1).swapaxes(1, 2)  # (batch, heads, time, dim)
-
-    def join(y):
-        return y.swapaxes(1, 2).reshape(batch, time, -1)
+    time = x.shape[1]
 
     def query_or_key(name, heads):
         y, project_backward = project(x, weights, f"{name}_proj")
-        y, norm_name = split(y, heads), f"{name}_norm.weight"
+        y, norm_name = split_heads(y, heads), f"{name}_norm.weight"
         if norm_name in weights:
             y, norm_backward = rms_norm(y, weights[norm_name], eps)
         if rope is not None:
@@ -234,7 +241,7 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
                 dy = rotate_backward(dy)
             if norm_name in weights:
                 dy, dweights[norm_name] = norm_backward(dy)
-            dx, dproject = project_backward(join(dy))
+            dx, dproject = project_backward(join_heads(dy))
             return dx, dproject | dweights
 
         return y, backward
@@ -242,21 +249,144 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
     q, q_backward = query_or_key("q", heads)
     k, k_backward = query_or_key("k", kv_heads)
     v, v_backward = project(x, weights, "v_proj")
-    v = split(v, kv_heads)
+    v = split_heads(v, kv_heads)
     if cache is not None:
         k, v = cache.append(k, v)
     y, flash_backward = flash_attention(q, k, v, **mask)
-    y, o_backward = project(join(y), weights, "o_proj")
+    y, o_backward = project(join_heads(y), weights, "o_proj")
 
     def backward(dy):
         dy, o_weights = o_backward(dy)
-        dq, dk, dv = flash_backward(split(dy, heads))
+        dq, dk, dv = flash_backward(split_heads(dy, heads))
         dx, q_weights = q_backward(dq)
         dx_k, k_weights = k_backward(dk[:, :, -time:])
-        dx_v, v_weights = v_backward(join(dv[:, :, -time:]))
+        dx_v, v_weights = v_backward(join_heads(dv[:, :, -time:]))
         dx += dx_k
         dx += dx_v
         return dx, q_weights | k_weights | v_weights | o_weights
+
+    return y, backward
+
+
+# --- multi-head latent attention ---
+
+
+def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=None, cache=None, absorb=None, **mask):
+    """Multi-head latent attention (DeepSeek V2, DeepSeek-AI 2024, section 2.1): the keys and values of all heads
+    are made from one latent vector a token, and only that is kept in the cache.
+
+        c = norm(W_a x)                      the latent, (time, rank), much smaller than heads · dim
+        kᵢ = [W_kᵢ c ; R(p) k_rope]          a head's key: a part without position and one that RoPE turns,
+        vᵢ = W_vᵢ c                          which does not depend on the head
+        qᵢ = [W_qᵢ x ; R(p) W_q'ᵢ x]
+
+    x: (batch, time, hidden). weights: q_proj, or q_a_proj, q_a_layernorm and q_b_proj where the queries pass
+    through a low rank too; kv_a_proj_with_mqa, for c and k_rope; kv_a_layernorm; kv_b_proj, the W_k and W_v of all
+    heads; o_proj. v_dim: size of a head's value. rope: (cos, sin) for the part that turns. interleaved, scale: of
+    posenc.rope and of flash_attention. cache: a KVCache, to which the latents are appended.
+    absorb: attend over the latents themselves (`absorbed_attention`), or make keys and values of them
+    (`expanded_attention`); None takes what costs less.
+    Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
+    """
+    time, rank, turning = x.shape[1], weights["kv_a_layernorm.weight"].shape[0], 2 * rope[0].shape[-1]
+
+    low_rank = "q_a_proj.weight" in weights
+    if low_rank:
+        low, q_a_backward = project(x, weights, "q_a_proj")
+        low, q_norm_backward = rms_norm(low, weights["q_a_layernorm.weight"])
+        q, q_backward = project(low, weights, "q_b_proj")
+    else:
+        q, q_backward = project(x, weights, "q_proj")
+    q = split_heads(q, heads)  # (batch, heads, time, nope + turning)
+    nope = q.shape[-1] - turning
+    turned, turn_q_backward = rotate(q[..., nope:], *rope, interleaved)
+    q = xp.concatenate([q[..., :nope], turned], axis=-1)
+
+    down, down_backward = project(x, weights, "kv_a_proj_with_mqa")
+    c, norm_backward = rms_norm(down[..., :rank], weights["kv_a_layernorm.weight"])
+    k_rope, turn_k_backward = rotate(down[:, None, :, rank:], *rope, interleaved)
+    latent = xp.concatenate([c[:, None], k_rope], axis=-1)  # (batch, 1, time, rank + turning)
+    if cache is not None:
+        (latent,) = cache.append(latent)
+
+    w_kv = weights["kv_b_proj.weight"].reshape(heads, nope + v_dim, rank)
+    if absorb is None:
+        # per key, absorbing makes every query's score and value longer, by 2 rank - nope - v_dim numbers a head,
+        # and saves to expand the key, rank · (nope + v_dim)
+        absorb = time * (2 * rank - nope - v_dim) < rank * (nope + v_dim) and cache is not None
+    attend = absorbed_attention if absorb else expanded_attention
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    y, attend_backward = attend(q, latent, w_kv, v_dim, scale=scale, **mask)
+    y, o_backward = project(join_heads(y), weights, "o_proj")
+
+    def backward(dy):
+        dy, dweights = o_backward(dy)
+        dq, dlatent, dw_kv = attend_backward(split_heads(dy, heads))
+        dweights["kv_b_proj.weight"] = dw_kv.reshape(-1, rank)
+
+        dlatent = dlatent[:, :, -time:]
+        dc, dweights["kv_a_layernorm.weight"] = norm_backward(dlatent[:, 0, :, :rank])
+        ddown = xp.concatenate([dc, turn_k_backward(dlatent[..., rank:])[:, 0]], axis=-1)
+        dx, ddown_weights = down_backward(ddown)
+
+        dq = xp.concatenate([dq[..., :nope], turn_q_backward(dq[..., nope:])], axis=-1)
+        dlow, dq_weights = q_backward(join_heads(dq))
+        if low_rank:
+            dlow, dweights["q_a_layernorm.weight"] = q_norm_backward(dlow)
+            dlow, dq_a_weights = q_a_backward(dlow)
+            dq_weights |= dq_a_weights
+        dx += dlow
+        return dx, dweights | ddown_weights | dq_weights
+
+    return y, backward
+
+
+def expanded_attention(q, latent, w_kv, v_dim, **options):
+    """Makes each head's keys and values of the latents, and attends as ever: for many queries at once.
+
+    q: (batch, heads, queries, nope + turning). latent: (batch, 1, keys, rank + turning), c and k_rope beside each
+    other. w_kv: (heads, nope + v_dim, rank), a head's W_k above its W_v. options: of flash_attention.
+    Returns y (batch, heads, queries, v_dim) and backward(dy) -> (dq, dlatent, dw_kv).
+    """
+    rank = w_kv.shape[-1]
+    nope = w_kv.shape[1] - v_dim
+    c = latent[..., :rank]
+    kv = c @ w_kv.swapaxes(-1, -2)  # (batch, heads, keys, nope + v_dim)
+    k = xp.empty((*kv.shape[:3], q.shape[-1]), kv.dtype)
+    k[..., :nope], k[..., nope:] = kv[..., :nope], latent[..., rank:]
+    y, attend_backward = flash_attention(q, k, kv[..., nope:], **options)
+
+    def backward(dy):
+        dq, dk, dv = attend_backward(dy)
+        dkv = xp.concatenate([dk[..., :nope], dv], axis=-1)
+        dc = (dkv @ w_kv).sum(axis=1, keepdims=True)
+        dw_kv = (dkv.swapaxes(-1, -2) @ c).sum(axis=0)
+        return dq, xp.concatenate([dc, dk[..., nope:].sum(axis=1, keepdims=True)], axis=-1), dw_kv
+
+    return y, backward
+
+
+def absorbed_attention(q, latent, w_kv, v_dim, **options):
+    """The same without ever making a key or a value: for a few queries and many cached latents.
+
+    As qᵀ (W_k c) = (W_kᵀ q)ᵀ c, the query takes W_k upon itself, and as Σ p (W_v c) = W_v Σ p c, the output takes
+    W_v. What is left is multi-query attention: one key [c ; k_rope] and one value c for all heads.
+    Arguments and result as of `expanded_attention`.
+    """
+    rank = w_kv.shape[-1]
+    nope = w_kv.shape[1] - v_dim
+    w_k, w_v = w_kv[:, :nope], w_kv[:, nope:]
+    q_long = xp.concatenate([q[..., :nope] @ w_k, q[..., nope:]], axis=-1)  # (batch, heads, queries, rank + turning)
+    c_sum, attend_backward = flash_attention(q_long, latent, latent[..., :rank], **options)
+    y = c_sum @ w_v.swapaxes(-1, -2)
+
+    def backward(dy):
+        dq_long, dlatent, dc = attend_backward(dy @ w_v)
+        dlatent[..., :rank] += dc
+        dq = xp.concatenate([dq_long[..., :rank] @ w_k.swapaxes(-1, -2), dq_long[..., rank:]], axis=-1)
+        dw_k = (q[..., :nope].swapaxes(-1, -2) @ dq_long[..., :rank]).sum(axis=0)
+        dw_v = (dy.swapaxes(-1, -2) @ c_sum).sum(axis=0)
+        return dq, dlatent, xp.concatenate([dw_k, dw_v], axis=1)
 
     return y, backward
 

@@ -47,6 +47,20 @@ def project(x, weights, name):
     return y, backward
 
 
+def nest(weights):
+    """Groups names by what stands before their first dot: {"gate.weight": w} is {"gate": {"weight": w}} then."""
+    nested = {}
+    for name, value in weights.items():
+        first, rest = name.split(".", 1)
+        nested.setdefault(first, {})[rest] = value
+    return nested
+
+
+def flatten(nested):
+    """The opposite of `nest`."""
+    return {f"{first}.{rest}": value for first, group in nested.items() for rest, value in group.items()}
+
+
 def embedding(tokens, weight):
     """Row `token` of the table for each token: a linear layer on one-hot vectors, without the zeros.
 

@@ -4,9 +4,10 @@
     for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))      (pre-norm)
     logits = norm(x) W_headᵀ
 
-Llama 3.2, Qwen3 and SmolLM3 are this model with other sizes and a few switches, all of them fields of
-`Config`. `params` is one flat dict from the names that published checkpoints use to arrays, so a
-checkpoint loads as it is and gradients are a dict with the same keys.
+The six published architectures (architectures.py) are this model. They differ in sizes, in what attention is,
+grouped-query or latent (attention.py), and in what feed_forward is, one SwiGLU (layers.py) or many experts
+(moe.py). `params` is one flat dict from the names that published checkpoints use to arrays, so a checkpoint
+loads as it is and gradients are a dict with the same keys.
 
     python model.py                              the published architectures in numbers
     python model.py --load DIR --prompt TEXT     continue a text with a trained model
@@ -15,40 +16,39 @@ Shapes: tokens (batch, time), hidden states (batch, time, hidden_size), logits (
 """
 
 import argparse
-import dataclasses
-import json
-import math
 import os
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 
 import posenc
-from attention import KVCache, self_attention
+from architectures import ARCHITECTURES, Config, describe, shapes  # noqa: F401  part of this module's interface
+from attention import KVCache, latent_attention, self_attention
 from backend import to_numpy, xp
+from checkpoint import load, save  # noqa: F401  part of this module's interface
 from layers import embedding, linear, linear_cross_entropy, rms_norm, swiglu
+from moe import mixture_of_experts
 
 # -------------------------------------------------------------------------------------- forward, backward
 
 
-def block(x, weights, config, **attention_options):
+def block(x, weights, config, rope, observed=None, **options):
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them.
-    Returns y, shaped like x, and backward(dy) -> (dx, dweights).
+    x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them. rope: (cos, sin), or None
+    for no positions. observed: a dict, or None, that is filled with what attention and experts observe. options:
+    cache, causal, window and padding of the attention.
+    Returns (y, balance), shaped like x and the load-balancing loss of the layer's router, 0 without one, and
+    backward(dy, dbalance=0) -> (dx, dweights).
     """
-    heads, kv_heads, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
-    normed, norm1_backward = rms_norm(x, weights["input_layernorm"]["weight"], eps)
-    attended, attention_backward = self_attention(
-        normed, weights["self_attn"], heads, kv_heads, eps=eps, **attention_options
-    )
+    normed, norm1_backward = rms_norm(x, weights["input_layernorm"]["weight"], config.rms_norm_eps)
+    attended, attention_backward = attend(normed, weights["self_attn"], config, rope, observed=observed, **options)
     middle = x + attended
-    normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm"]["weight"], eps)
-    fed, feed_backward = swiglu(normed, weights["mlp"])
+    normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm"]["weight"], config.rms_norm_eps)
+    (fed, balance), feed_backward = feed_forward(normed, weights["mlp"], config, observed)
 
-    def backward(dy):
-        dnormed, dmlp = feed_backward(dy)
+    def backward(dy, dbalance=0.0):
+        dnormed, dmlp = feed_backward(dy, dbalance)
         dmiddle, dnorm2 = norm2_backward(dnormed)
         dmiddle += dy  # the residual connection passes the gradient on unchanged
         dnormed, dattention = attention_backward(dmiddle)
@@ -57,89 +57,126 @@ def block(x, weights, config, **attention_options):
         dnorms = {"input_layernorm": {"weight": dnorm1}, "post_attention_layernorm": {"weight": dnorm2}}
         return dx, dnorms | {"self_attn": dattention, "mlp": dmlp}
 
-    return middle + fed, backward
+    return (middle + fed, balance), backward
 
 
-def by_layer(params, layers):
+def attend(x, weights, config, rope, **options):
+    """Grouped-query attention, or latent attention where the config has its sizes."""
+    heads = config.num_attention_heads
+    if config.kv_lora_rank is None:
+        return self_attention(x, weights, heads, config.num_key_value_heads, rope, config.rms_norm_eps, **options)
+    scale = config.attention_scale()
+    return latent_attention(x, weights, heads, config.v_head_dim, rope, config.rope_interleave, scale, **options)
+
+
+def feed_forward(x, weights, config, observed=None):
+    """A mixture of experts, or one SwiGLU where the layer has no router. Returns and takes what `block` does."""
+    if "gate.weight" in weights:
+        groups, used_groups = config.n_group or 1, config.topk_group or 1
+        scale = 1.0 if config.routed_scaling_factor is None else config.routed_scaling_factor
+        routing = {"groups": groups, "used_groups": used_groups, "normalise": config.norm_topk_prob, "scale": scale}
+        return mixture_of_experts(x, weights, config.num_experts_per_tok, observed, **routing)
+    y, swiglu_backward = swiglu(x, weights)
+    return (y, 0.0), lambda dy, dbalance=0.0: swiglu_backward(dy)
+
+
+def by_layer(params):
     """The weights of the blocks, a nested dict for each: model.layers.3.mlp.up_proj.weight is
-    by_layer(params, layers)[3]["mlp"]["up_proj.weight"].
+    by_layer(params)[3]["mlp"]["up_proj.weight"].
     """
-    nested = [{} for _ in range(layers)]
+    nested = {}
     for name, value in params.items():
         if name.startswith("model.layers."):
             _, _, layer, module, rest = name.split(".", 4)
-            nested[int(layer)].setdefault(module, {})[rest] = value
+            nested.setdefault(int(layer), {}).setdefault(module, {})[rest] = value
     return nested
 
 
-def transformer(params, config, tokens, cache=None, padding=None):
+def with_layer(i, dweights):
+    """The gradients of a block's weights under their full names."""
+    return {f"model.layers.{i}.{module}.{name}": g for module, grads in dweights.items() for name, g in grads.items()}
+
+
+def rope_tables(config, positions, dtype):
+    """cos and sin at the positions, as the config asks for them."""
+    frequencies, factor = posenc.rope_frequencies(
+        config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
+    )
+    return posenc.rope_tables(positions, frequencies, factor, dtype)
+
+
+def transformer(params, config, tokens, cache=None, padding=None, observed=None):
     """Everything but the head.
 
     tokens: (batch, time) integers. cache: a list of one KVCache a layer, appended to, for generation.
     padding: (batch, earlier and new tokens) booleans, False where a row is filled up on its left; None = nowhere.
-    Returns hidden (batch, time, hidden_size) and backward(dhidden) -> grads. With a cache the activations
-    are freed on the way, and there is no backward.
+    observed: a dict, or None, in which observed[layer] becomes a dict of what the layer observed: "largest_scores"
+    of its heads and the "load" of its experts.
+    Returns (hidden, balance), (batch, time, hidden_size) and the sum of the load-balancing losses, and
+    backward(dhidden, dbalance=0) -> grads. With a cache the activations are freed on the way, and there is no
+    backward.
     """
     start = cache[0].length if cache else 0
     time = tokens.shape[1]
     positions = xp.arange(start, start + time)  # (time,)
     if padding is not None:  # a row's first real token is at position 0
         positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
-    frequencies, factor = posenc.rope_frequencies(
-        config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
-    )
     table = params["model.embed_tokens.weight"]
-    rope = posenc.rope_tables(positions, frequencies, factor, table.dtype)
+    rope = rope_tables(config, positions, table.dtype)
+    layers = by_layer(params)
 
     x, embed_backward = embedding(tokens, table)
-    backwards = []
-    for i, weights in enumerate(by_layer(params, config.num_hidden_layers)):
-        x, block_backward = block(
+    backwards, balance = [], 0.0
+    for i in range(config.num_hidden_layers):
+        (x, layer_balance), block_backward = block(
             x,
-            weights,
+            layers[i],
             config,
-            rope=rope if config.uses_rope(i) else None,
+            rope if config.uses_rope(i) else None,
+            observed if observed is None else observed.setdefault(i, {}),
             cache=cache[i] if cache else None,
             causal=config.causal,
             window=config.window(i),
             padding=padding,
         )
+        balance += layer_balance
         if cache is None:
             backwards.append(block_backward)
     hidden, norm_backward = rms_norm(x, params["model.norm.weight"], config.rms_norm_eps)
 
-    def backward(dhidden):
+    def backward(dhidden, dbalance=0.0):
         grads = {}
         dx, grads["model.norm.weight"] = norm_backward(dhidden)
         for i in reversed(range(config.num_hidden_layers)):
-            dx, dweights = backwards[i](dx)
-            for module, dmodule in dweights.items():
-                grads |= {f"model.layers.{i}.{module}.{name}": g for name, g in dmodule.items()}
+            dx, dweights = backwards[i](dx, dbalance)
+            grads |= with_layer(i, dweights)
         grads["model.embed_tokens.weight"] = embed_backward(dx)
         return grads
 
-    return hidden, backward
+    return (hidden, balance), backward
 
 
-def _head_name(config):
+def head_name(config):
     return "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
 
 
-def _through_head(params, config, body_backward, dhidden, dhead):
-    """The gradient of every weight, in the order of params; a tied head adds to the embedding's."""
-    grads = body_backward(dhidden)
-    name = _head_name(config)
-    grads[name] = grads[name] + dhead if name in grads else dhead
-    return {name: grads[name] for name in params}
+def _added(params, *parts):
+    """The sum of dicts of gradients, with a gradient for every weight, in the order of params."""
+    grads = {}
+    for part in parts:
+        for name, g in part.items():
+            grads[name] = grads[name] + g if name in grads else g
+    return {name: grads[name] if name in grads else xp.zeros_like(w) for name, w in params.items()}
 
 
 def forward(params, config, tokens):
     """tokens (batch, time) -> logits (batch, time, vocab_size), and backward(dlogits) -> grads."""
-    hidden, body_backward = transformer(params, config, tokens)
-    logits, head_backward = linear(hidden, params[_head_name(config)])
+    (hidden, _), body_backward = transformer(params, config, tokens)
+    logits, head_backward = linear(hidden, params[head_name(config)])
 
     def backward(dlogits):
-        return _through_head(params, config, body_backward, *head_backward(dlogits))
+        dhidden, dhead = head_backward(dlogits)
+        return _added(params, body_backward(dhidden), {head_name(config): dhead})
 
     return logits, backward
 
@@ -149,222 +186,74 @@ def loss(params, config, tokens, targets):
 
     tokens, targets: (batch, time) integers. Returns the loss, a float, and backward(dloss=1) -> grads.
     """
-    hidden, body_backward = transformer(params, config, tokens)
-    value, head_backward = linear_cross_entropy(hidden, params[_head_name(config)], targets)
-
-    def backward(dloss=1.0):
-        return _through_head(params, config, body_backward, *head_backward(dloss))
-
+    (value, _, _), backward = losses(params, config, tokens, targets)
     return value, backward
 
 
-# ---------------------------------------------------------------------------------------------- Config
+def losses(params, config, tokens, targets, further=False, observed=None):
+    """What training minimises, in its parts: the cross-entropy, the load-balancing loss of the routers (0 without
+    any), and the cross-entropy of the token after the next (0 if not `further`).
+
+    tokens, targets: (batch, time) integers, a target of -100 is ignored. observed: as in `transformer`.
+    Returns three floats and backward(dloss=1, dbalance=0, dfurther=0) -> grads.
+    """
+    (hidden, balance), body_backward = transformer(params, config, tokens, observed=observed)
+    head = params[head_name(config)]
+    value, head_backward = linear_cross_entropy(hidden, head, targets)
+    further_value = 0.0
+    if further:
+        (further_hidden, further_balance), further_backward = predict_further(params, config, tokens, hidden, observed)
+        balance += further_balance
+        further_value, further_head_backward = linear_cross_entropy(further_hidden, head, targets[:, 1:])
+
+    def backward(dloss=1.0, dbalance=0.0, dfurther=0.0):
+        dhidden, dhead = head_backward(dloss)
+        parts = [{head_name(config): dhead}]
+        if further:
+            dfurther_hidden, dhead = further_head_backward(dfurther)
+            dhidden_too, grads = further_backward(dfurther_hidden, dbalance)
+            dhidden += dhidden_too
+            parts += [{head_name(config): dhead}, grads]
+        return _added(params, body_backward(dhidden, dbalance), *parts)
+
+    return (value, balance, further_value), backward
 
 
-@dataclass(frozen=True)
-class Config:
-    """The sizes and switches of a model, named as in the published config.json."""
+def predict_further(params, config, tokens, hidden, observed=None):
+    """Multi-token prediction, one token further (DeepSeek V3, DeepSeek-AI 2024, section 2.2): from the hidden state
+    at a position and the token after it, a further layer makes the hidden state that predicts the token after that.
+    It is a second target for the same text, and makes the hidden states plan ahead.
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int  # the context window: prompt and answer together
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None  # see posenc.rope_frequencies
-    no_rope_layers: tuple | None = None  # a 0 for each layer without RoPE, a 1 for each with it
-    layer_types: tuple | None = None  # full_attention or sliding_attention for each layer
-    sliding_window: int | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    tie_word_embeddings: bool = False  # True: the head is the embedding table
-    initializer_range: float = 0.02
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple | None = None
-    causal: bool = True  # False: every token sees the whole text, for filling gaps
+        x = W [norm(embed(token p+1)) ; norm(hidden p)],  further_hidden p = norm(block(x))
 
-    @classmethod
-    def from_dict(cls, published):
-        """Reads a config.json, in its older form (rope_theta, rope_scaling) or newer (rope_parameters).
+    Embedding and head are the model's own. hidden: (batch, time, hidden_size), what `transformer` returns.
+    Returns (further_hidden, balance), (batch, time - 1, hidden_size) and the layer's load-balancing loss, and
+    backward(dfurther_hidden, dbalance=0) -> (dhidden, grads).
+    """
+    i, eps = config.num_hidden_layers, config.rms_norm_eps
+    weights = by_layer(params)[i]
+    table = params["model.embed_tokens.weight"]
+    embedded, embed_backward = embedding(tokens[:, 1:], table)
+    e, enorm_backward = rms_norm(embedded, weights["enorm"]["weight"], eps)
+    h, hnorm_backward = rms_norm(hidden[:, :-1], weights["hnorm"]["weight"], eps)
+    x, project_backward = linear(xp.concatenate([e, h], axis=-1), weights["eh_proj"]["weight"])
+    rope = rope_tables(config, xp.arange(1, tokens.shape[1]), table.dtype)
+    observed = observed if observed is None else observed.setdefault(i, {})
+    (x, balance), block_backward = block(x, weights, config, rope, observed, causal=config.causal)
+    further_hidden, norm_backward = rms_norm(x, weights["shared_head"]["norm.weight"], eps)
 
-        Raises ValueError where it asks for something this model does not have.
-        """
-        kind = published.get("model_type")
-        if kind not in FAMILIES:
-            raise ValueError(f"model_type {kind!r} is not one of {', '.join(FAMILIES)}")
-        published = FAMILIES[kind][1] | published
-        fields = {}
-        for field in dataclasses.fields(cls):
-            value = published.get(field.name)
-            if value is not None:
-                value = tuple(value) if isinstance(value, list) else value
-                value = float(value) if field.type is float and type(value) is int else value
-                if not isinstance(value, field.type) or (type(value) is int and value < 0):
-                    raise ValueError(f"config.json cannot have {field.name} = {value!r}")
-                fields[field.name] = value
-        missing = [name for name in REQUIRED if not fields.get(name)]
-        if missing:
-            raise ValueError(f"config.json gives no {', '.join(missing)}")
-        heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
-        fields.setdefault("num_key_value_heads", heads)
-        fields.setdefault("head_dim", fields["hidden_size"] // heads)
-        rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"config.json cannot have rope_parameters = {rope!r}")
-        if rope:
-            fields["rope_theta"] = rope.get("rope_theta", published.get("rope_theta", 10000.0))
-            plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-            fields["rope_scaling"] = None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}
-        if kind == "smollm3" and "no_rope_layers" not in fields:
-            every = published.get("no_rope_layer_interval", 4)
-            fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
+    def backward(dfurther_hidden, dbalance=0.0):
+        dx, dnorm = norm_backward(dfurther_hidden)
+        dx, dweights = block_backward(dx, dbalance)
+        deh, dproject = project_backward(dx)
+        dembedded, denorm = enorm_backward(deh[..., : embedded.shape[-1]])
+        dhidden = xp.zeros_like(hidden)
+        dhidden[:, :-1], dhnorm = hnorm_backward(deh[..., embedded.shape[-1] :])
+        dweights |= {"enorm": {"weight": denorm}, "hnorm": {"weight": dhnorm}, "eh_proj": {"weight": dproject}}
+        dweights["shared_head"] = {"norm.weight": dnorm}
+        return dhidden, with_layer(i, dweights) | {"model.embed_tokens.weight": embed_backward(dembedded)}
 
-        sliding = "sliding_attention" in fields.get("layer_types", ())
-        lacking = {
-            "hidden_act": published.get("hidden_act", "silu") not in ("silu", "swish"),
-            "quantization_config": published.get("quantization_config"),
-            "partial_rotary_factor": {d.get("partial_rotary_factor", 1.0) for d in (rope, published)} != {1.0},
-            "use_sliding_window": published.get("use_sliding_window") and "layer_types" not in fields,
-            "layer_types": set(fields.get("layer_types", ())) - {"full_attention", "sliding_attention"},
-            "sliding_window": sliding and "sliding_window" not in fields,
-        }
-        for name, wanted in lacking.items():
-            if wanted:
-                raise ValueError(f"config.json asks for {name} = {published.get(name)!r}, which is not here")
-        kv_heads, head_dim = fields["num_key_value_heads"], fields["head_dim"]
-        if not kv_heads or heads % kv_heads or not head_dim or head_dim % 2:
-            raise ValueError("the heads must be a multiple of the key-value heads, and head_dim even")
-        for name in "no_rope_layers", "layer_types":
-            if name in fields and len(fields[name]) != layers:
-                raise ValueError(f"{name} has {len(fields[name])} entries for {layers} layers")
-        config = cls(**fields)
-        posenc.rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)  # refuses what it lacks
-        return config
-
-    def uses_rope(self, layer):
-        return self.no_rope_layers is None or bool(self.no_rope_layers[layer])
-
-    def window(self, layer):
-        """How many tokens the layer's queries see; None = all of them."""
-        return self.sliding_window if self.layer_types and self.layer_types[layer] == "sliding_attention" else None
-
-    def to_dict(self):
-        """The config.json that transformers reads."""
-        published = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        published |= {
-            "architectures": [FAMILIES[self.model_type][0]],
-            "hidden_act": "silu",
-            "dtype": "float32",
-        }
-        if self.model_type != "llama":  # there these have other defaults, or None switches the window off
-            published |= {"use_sliding_window": self.sliding_window is not None, "pad_token_id": None}
-        return published
-
-
-FAMILIES = {  # model_type: its class in transformers, and what a field that config.json leaves out means there
-    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}),
-    "qwen3": ("Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}),
-    "smollm3": (
-        "SmolLM3ForCausalLM",
-        {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True},
-    ),
-}
-REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
-ARCHITECTURES = {
-    "llama3.2": Config(  # 1B
-        model_type="llama",
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_theta=5e5,
-        rope_scaling=LLAMA3_SCALING,
-        tie_word_embeddings=True,
-        bos_token_id=128000,
-        eos_token_id=128001,
-    ),
-    "qwen3": Config(  # 4B
-        model_type="qwen3",
-        vocab_size=151936,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        rope_theta=1e6,
-        tie_word_embeddings=True,
-        bos_token_id=151643,
-        eos_token_id=151645,
-    ),
-    "smollm3": Config(  # 3B
-        model_type="smollm3",
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=11008,
-        num_hidden_layers=36,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=128,
-        max_position_embeddings=65536,
-        rope_theta=5e6,
-        no_rope_layers=(1, 1, 1, 0) * 9,
-        tie_word_embeddings=True,
-        bos_token_id=128000,
-        eos_token_id=128012,
-    ),
-}
-
-
-def shapes(config):
-    """The shape of every weight, by its published name: {name: (out, in) or (dim,)}."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    q_dim = config.num_attention_heads * config.head_dim
-    kv_dim = config.num_key_value_heads * config.head_dim
-    layer = {"input_layernorm.weight": (hidden,)}
-    for name, out, into, bias in [
-        ("self_attn.q_proj", q_dim, hidden, config.attention_bias),
-        ("self_attn.k_proj", kv_dim, hidden, config.attention_bias),
-        ("self_attn.v_proj", kv_dim, hidden, config.attention_bias),
-        ("self_attn.o_proj", hidden, q_dim, config.attention_bias),
-        ("mlp.gate_proj", ffn, hidden, config.mlp_bias),
-        ("mlp.up_proj", ffn, hidden, config.mlp_bias),
-        ("mlp.down_proj", hidden, ffn, config.mlp_bias),
-    ]:
-        layer[f"{name}.weight"] = (out, into)
-        if bias:
-            layer[f"{name}.bias"] = (out,)
-    if config.model_type == "qwen3":  # QK-norm
-        layer |= {f"self_attn.{name}_norm.weight": (config.head_dim,) for name in "qk"}
-    layer["post_attention_layernorm.weight"] = (hidden,)
-
-    table = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for i in range(config.num_hidden_layers):
-        table |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    table["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        table["lm_head.weight"] = (config.vocab_size, hidden)
-    return table
+    return (further_hidden, balance), backward
 
 
 def init(config, seed=0, dtype=np.float32):
@@ -448,8 +337,8 @@ def generate_batch(
         cache = [KVCache() for _ in range(config.num_hidden_layers)]
         for _ in range(max_new_tokens):
             seen = None if padding.all() else xp.asarray(padding)
-            hidden, _ = transformer(params, config, xp.asarray(tokens), cache, seen)
-            logits, _ = linear(hidden[:, -1], params[_head_name(config)])
+            (hidden, _), _ = transformer(params, config, xp.asarray(tokens), cache, seen)
+            logits, _ = linear(hidden[:, -1], params[head_name(config)])
             drawn = sample(logits, temperature, top_k, top_p, rng)
             yield np.where(ended, -1, drawn)
             ended |= np.isin(drawn, stop)
@@ -484,143 +373,7 @@ def fill(params, config, tokens, mask_id):
     return np.where(tokens == mask_id, logits.argmax(axis=-1), tokens).tolist()
 
 
-# --------------------------------------------------------------------------------------------- load, save
-
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-
-
-def read_safetensors(path):
-    """The arrays of a safetensors file, memory-mapped where NumPy has the dtype: {name: array}. Changing them
-    does not change the file.
-
-    The format: the header's length in 8 bytes, a JSON header {name: {dtype, shape, data_offsets}}, the data.
-    bfloat16, which NumPy lacks, is the upper half of a float32. Raises ValueError for a damaged file.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        if size < 8 or start > size:
-            raise ValueError(f"{path} is truncated or no safetensors file")
-        try:
-            header = json.loads(file.read(start - 8))
-            header.pop("__metadata__", None)
-            entries = [(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} has a damaged safetensors header") from None
-    arrays = {}
-    for name, kind, shape, begin, end in entries:
-        if kind not in DTYPES:
-            raise ValueError(f"{path}: {name} is stored as {kind}, which is not one of {', '.join(DTYPES)}")
-        dtype = np.dtype(DTYPES[kind])
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        if not whole or end - begin != dtype.itemsize * int(np.prod(shape, dtype=object)) or start + end > size:
-            raise ValueError(f"{path} is truncated or damaged at {name}")
-        if begin == end:
-            arrays[name] = np.zeros(shape, dtype)
-            continue
-        array = np.memmap(path, dtype, "c", start + begin, shape)
-        if kind == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = array
-    return arrays
-
-
-def load(folder, dtype=np.float32):
-    """Reads config.json and *.safetensors, in one file or in shards with an index: (params, config).
-
-    Raises ValueError or OSError, with one sentence, where something is missing, damaged or does not fit.
-    """
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is not a folder with a checkpoint")
-    published = _read_json(os.path.join(folder, "config.json"))
-    generation = os.path.join(folder, "generation_config.json")  # knows all the tokens that end an answer
-    if os.path.exists(generation):
-        published["eos_token_id"] = _read_json(generation).get("eos_token_id", published.get("eos_token_id"))
-    config = Config.from_dict(published)
-    index = os.path.join(folder, "model.safetensors.index.json")
-    files = ["model.safetensors"]
-    if os.path.exists(index):
-        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    stored = {}
-    for file in files:
-        if os.path.basename(file) != file:
-            raise ValueError(f"{index} names a file outside its folder")
-        stored |= read_safetensors(os.path.join(folder, file))
-    wanted = shapes(config)
-    for name, shape in wanted.items():
-        if name not in stored:
-            raise ValueError(f"{folder} has no weight {name}")
-        if stored[name].shape != shape:
-            raise ValueError(f"{folder}: {name} has shape {stored[name].shape}, and config.json makes it {shape}")
-    unknown = set(stored) - set(wanted) - {"lm_head.weight"}  # a tied head is sometimes stored a second time
-    if unknown:
-        raise ValueError(f"{folder} has a weight {min(unknown)}, which this model does not have")
-    # Generating a token takes as long as reading all weights. They are read fastest from one large array, whose
-    # memory pages are large too, and along the longer side of each matrix (a fifth to a third faster for SmolLM2).
-    memory, params, start = xp.empty(sum(math.prod(shape) for shape in wanted.values()), dtype), {}, 0
-    for name, shape in wanted.items():
-        stop = start + math.prod(shape)
-        if len(shape) == 2 and shape[0] >= shape[1]:
-            params[name] = memory[start:stop].reshape(shape[::-1]).T
-        else:
-            params[name] = memory[start:stop].reshape(shape)
-        params[name][...] = xp.asarray(stored.pop(name))
-        start = stop
-    return params, config
-
-
-def _read_json(path):
-    with open(path, encoding="utf-8") as file:
-        try:
-            value = json.load(file)
-        except ValueError:
-            raise ValueError(f"{path} is not JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value
-
-
-def save(folder, params, config):
-    """Writes config.json and model.safetensors, which transformers loads too; each replaces its forerunner whole."""
-    from safetensors.numpy import save_file
-
-    os.makedirs(folder, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(to_numpy(value)) for name, value in params.items()}
-    weights = os.path.join(folder, "model.safetensors")
-    replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"}))
-    replace(
-        os.path.join(folder, "config.json"),
-        lambda path: write_text(path, json.dumps(config.to_dict(), indent=2) + "\n"),
-    )
-
-
-def write_text(path, text):
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def replace(path, write):
-    """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one."""
-    temporary = f"{path}.new"
-    write(temporary)
-    with open(temporary, "r+b") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 # ---------------------------------------------------------------------------------------------- command line
-
-
-def describe():
-    """The published architectures in numbers, computed from the shapes without allocating a weight."""
-    print("architecture       parameters  layers  hidden  heads  key heads  context  KV cache, bytes a token in bf16")
-    for name, c in ARCHITECTURES.items():
-        parameters = sum(int(np.prod(shape, dtype=object)) for shape in shapes(c).values())
-        cache = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2
-        print(
-            f"{name:12}{parameters:17,}{c.num_hidden_layers:8}{c.hidden_size:8}{c.num_attention_heads:7}"
-            f"{c.num_key_value_heads:11}{c.max_position_embeddings:9}{cache:10,}"
-        )
 
 
 def main(argv=None):

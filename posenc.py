@@ -130,14 +130,19 @@ def _yarn(scaling, pairs, base, original, factor):
     first, last = max(first, 0), min(last, 2 * pairs - 1)  # dim, not pairs: so it is in the published models
     keep = 1 - xp.clip((xp.arange(pairs) - first) / ((last - first) or 0.001), 0, 1)
 
-    def sharpen(scale):
-        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
-
     attention_factor, mscale, all_dim = map(scaling.get, ("attention_factor", "mscale", "mscale_all_dim"))
     if attention_factor is None:
-        # DeepSeek's softmax scale already holds sharpen(mscale_all_dim)², so here goes only what is left over
-        attention_factor = sharpen(mscale) / sharpen(all_dim) if mscale and all_dim else sharpen(1)
+        # DeepSeek's softmax scale already holds the one of mscale_all_dim, so here goes only what is left over
+        sharp, already = sharpening(factor, mscale), sharpening(factor, all_dim)
+        attention_factor = sharp / already if mscale and all_dim else sharpening(factor)
     return keep, float(attention_factor)
+
+
+def sharpening(factor, strength=1.0):
+    """What q and k are multiplied by in a context `factor` times as long, 0.1 · strength · ln(factor) + 1, as the
+    softmax over more keys is flatter (YaRN, Peng et al. 2023, section 3.4).
+    """
+    return 0.1 * (strength or 0) * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def rope_tables(positions, frequencies, attention_factor=1.0, dtype=xp.float32):

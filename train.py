@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 import bpe
+import checkpoint
 import model
 from backend import to_numpy, xp
 from layers import IGNORE
@@ -218,13 +219,13 @@ def save_checkpoint(folder, params, config, optimizer, progress):
     for name, state in optimizer.state.items():
         arrays |= {f"state/{key}/{name}": to_numpy(value) for key, value in state.items()}
     path = os.path.join(folder, "training.safetensors")
-    model.replace(path, lambda new: save_file(arrays, new, metadata={"progress": json.dumps(progress)}))
+    checkpoint.replace(path, lambda new: save_file(arrays, new, metadata={"progress": json.dumps(progress)}))
     model.save(folder, params, config)
 
 
 def load_checkpoint(folder, params, optimizer):
     """Puts the saved weights into params and the saved state into the optimiser, in place."""
-    stored = model.read_safetensors(os.path.join(folder, "training.safetensors"))
+    stored = checkpoint.read_safetensors(os.path.join(folder, "training.safetensors"))
     for name, value in stored.items():
         kind, name = name.split("/", 1)
         if kind == "params":
@@ -456,7 +457,9 @@ class Metrics:
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
                 self.lines = [line for line in map(parsed, file) if line and line["step"] <= step]
-        model.replace(path, lambda new: model.write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines)))
+        checkpoint.replace(
+            path, lambda new: checkpoint.write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines))
+        )
 
     def write(self, line):
         line = {name: round(value, 6) for name, value in line.items()}

@@ -26,6 +26,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,  # of 4 pairs of channels, one is kept, one blended
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+KIMI = {
+    "rope_type": "yarn",
+    "rope_theta": 50000.0,
+    "factor": 32.0,
+    "beta_fast": 1.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 32,
+}
 
 # name: (sequences, their length, form of the rope fields, config)
 CASES = {
@@ -63,6 +73,52 @@ CASES = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}, "no_rope_layers": [0, 1, 1, 0],
         "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "pad_token_id": None,
     }),
+    "qwen3_moe": (2, 18, "older", {
+        "model_type": "qwen3_moe", "vocab_size": 59, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "norm_topk_prob": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}, "tie_word_embeddings": False,
+    }),
+    "qwen3_moe_mixed": (3, 15, "newer", {
+        "model_type": "qwen3_moe", "vocab_size": 47, "hidden_size": 20, "intermediate_size": 28,
+        "num_hidden_layers": 5, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12,
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10, "norm_topk_prob": False,
+        "decoder_sparse_step": 2, "mlp_only_layers": [3], "attention_bias": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "tie_word_embeddings": True,
+    }),
+    "deepseek_v3": (2, 20, "older", {
+        "model_type": "deepseek_v3", "vocab_size": 61, "hidden_size": 20, "intermediate_size": 28,
+        "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3, "q_lora_rank": 14,
+        "kv_lora_rank": 10, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 7,
+        "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "n_shared_experts": 1,
+        "moe_intermediate_size": 9, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1,
+        "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, "max_position_embeddings": 128,
+    }),
+    "deepseek_v3_full_rank": (3, 14, "newer", {
+        "model_type": "deepseek_v3", "vocab_size": 43, "hidden_size": 18, "intermediate_size": 20,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None,
+        "kv_lora_rank": 12, "qk_nope_head_dim": 5, "qk_rope_head_dim": 4, "v_head_dim": 9,
+        "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 2,
+        "moe_intermediate_size": 8, "norm_topk_prob": False, "routed_scaling_factor": 1.5,
+        "first_k_dense_replace": 0, "rope_interleave": False, "attention_bias": True, "rms_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}, "tie_word_embeddings": True,
+    }),
+    "kimi_k2": (2, 22, "older", {
+        "model_type": "deepseek_v3", "vocab_size": 53, "hidden_size": 24, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 12,
+        "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+        "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+        "moe_intermediate_size": 8, "routed_scaling_factor": 2.827, "first_k_dense_replace": 1,
+        "rope_parameters": KIMI, "max_position_embeddings": 1024, "num_nextn_predict_layers": 0,
+    }),
+    "kimi_k2_deep": (1, 30, "newer", {
+        "model_type": "deepseek_v3", "vocab_size": 37, "hidden_size": 16, "intermediate_size": 20,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 10,
+        "kv_lora_rank": 6, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 4,
+        "n_routed_experts": 10, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+        "moe_intermediate_size": 6, "routed_scaling_factor": 2.827, "first_k_dense_replace": 1,
+        "rope_parameters": KIMI | {"mscale": 0.7}, "max_position_embeddings": 512, "num_nextn_predict_layers": 0,
+    }),
 }  # fmt: skip
 
 
@@ -85,10 +141,17 @@ def make(name, sequences, length, form, fields, answer_length=12):
     rng = np.random.default_rng(sum(name.encode()))
     no_specials = {"bos_token_id": None, "eos_token_id": None}
     config = AutoConfig.for_model(**no_specials | fields)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+        .float()
+        .eval()
+    )
     for key, parameter in sorted(model.named_parameters()):
         value = rng.normal(1.0 if key.endswith("norm.weight") else 0.0, 0.3, parameter.shape)
         parameter.data = torch.tensor(value.astype(np.float16).astype(np.float32))
+    biases = {key: buffer for key, buffer in model.named_buffers() if key.endswith("e_score_correction_bias")}
+    for buffer in biases.values():
+        buffer.data = torch.tensor(rng.normal(0.0, 0.3, buffer.shape).astype(np.float16).astype(np.float32))
     model.tie_weights()
 
     tokens = rng.integers(config.vocab_size, size=(sequences, length))
@@ -106,9 +169,13 @@ def make(name, sequences, length, form, fields, answer_length=12):
 
     weights = published(model)
     for parameter in model.parameters():
-        parameter.data = parameter.grad
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    for buffer in biases.values():  # they only choose, and have no gradient
+        buffer.data = torch.zeros_like(buffer)
     gradients = published(model)
     described = json.loads(config.to_json_string(use_diff=False))
+    if name.startswith("kimi_k2"):  # its published model_type, of which transformers says deepseek_v3
+        described["model_type"] = "kimi_k2"
     np.savez_compressed(
         Path(__file__).parent / "golden" / f"{name}.npz",
         config=json.dumps(older_form(described) if form == "older" else described),

@@ -181,9 +181,9 @@ def test_cached_is_uncached(steps, window, seed):
 def test_the_cache_copies_a_constant_number_of_times():
     cache, copied = KVCache(), 0
     for _ in range(5000):
-        capacity = 0 if cache.k is None else cache.k.shape[2]
+        capacity = cache.buffers[0].shape[2] if cache.buffers else 0
         cache.append(xp.zeros((1, 1, 1, 2)), xp.zeros((1, 1, 1, 3)))
-        copied += cache.length if cache.k.shape[2] != capacity else 0
+        copied += cache.length if cache.buffers[0].shape[2] != capacity else 0
     assert cache.length == 5000 and copied < 2 * 5000
 
 

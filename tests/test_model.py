@@ -10,6 +10,8 @@ from gradcheck import check, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import architectures
+import checkpoint
 import model
 from backend import to_numpy, xp
 
@@ -29,7 +31,7 @@ TINY = model.Config(
     initializer_range=0.5,
 )
 VARIANTS = {
-    "llama": {"rope_scaling": model.LLAMA3_SCALING},
+    "llama": {"rope_scaling": architectures.LLAMA3_SCALING},
     "qwen3": {"model_type": "qwen3", "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": (1, 0)},
     "biases": {"attention_bias": True, "mlp_bias": True},
@@ -174,7 +176,7 @@ def test_saved_is_loaded(tmp_path_factory, config, seed):
 
 
 def test_the_newer_config_form_is_the_older_one():
-    old = dataclasses.replace(TINY, rope_scaling=model.LLAMA3_SCALING).to_dict()
+    old = dataclasses.replace(TINY, rope_scaling=architectures.LLAMA3_SCALING).to_dict()
     new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}
     new["rope_parameters"] = {"rope_theta": old["rope_theta"], **old["rope_scaling"]}
     assert model.Config.from_dict(new) == model.Config.from_dict(old)
@@ -212,7 +214,7 @@ def test_half_precision_is_read(tmp_path):
         ("F16", numbers.astype("<f2").tobytes()),
     ):
         (tmp_path / "w").write_bytes(stored(dtype, [2, 2], data))
-        close(model.read_safetensors(tmp_path / "w")["w"].astype(np.float32), numbers)
+        close(checkpoint.read_safetensors(tmp_path / "w")["w"].astype(np.float32), numbers)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_half_precision_is_read(tmp_path):
 def test_a_damaged_file_is_refused(tmp_path, data):
     (tmp_path / "w").write_bytes(data)
     with pytest.raises(ValueError, match="/w"):
-        model.read_safetensors(tmp_path / "w")
+        checkpoint.read_safetensors(tmp_path / "w")
 
 
 def test_a_checkpoint_in_shards(tmp_path):
@@ -286,8 +288,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_published_sizes():
-    def size(config):
-        return sum(int(np.prod(shape, dtype=object)) for shape in model.shapes(config).values())
-
-    sizes = {name: size(config) for name, config in model.ARCHITECTURES.items()}
-    assert sizes == {"llama3.2": 1_235_814_400, "qwen3": 4_022_468_096, "smollm3": 3_075_098_624}
+    sizes = {name: architectures.costs(config)["parameters"] for name, config in model.ARCHITECTURES.items()}
+    assert sizes == {
+        "llama3.2": 1_235_814_400,
+        "qwen3": 4_022_468_096,
+        "smollm3": 3_075_098_624,
+        "qwen3-moe": 235_093_634_560,
+        "deepseek-v3": 671_026_419_200,
+        "kimi-k2": 1_026_408_232_448,
+    }
