@@ -150,7 +150,7 @@ class Config:
             fields["layer_types"] = ("sliding_attention",) * layers
         config = cls(**fields)
         config._refuse_what_is_not_here(published, rope)
-        config._check()
+        config.check()
         return config
 
     def _refuse_what_is_not_here(self, published, rope):
@@ -173,7 +173,7 @@ class Config:
             if wanted:
                 raise ValueError(f"config.json asks for {name} = {published.get(name)!r}, which is not here")
 
-    def _check(self):
+    def check(self):
         """Raises ValueError where the sizes do not fit each other."""
         layers, kv_heads = self.num_hidden_layers, self.num_key_value_heads
         if not kv_heads or self.num_attention_heads % kv_heads or not self.head_dim or self.head_dim % 2:
@@ -268,7 +268,6 @@ FAMILIES = {
             "qk_rope_head_dim": 64,
             "v_head_dim": 128,
             "rope_interleave": True,
-            "num_nextn_predict_layers": 1,
         },
         {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     ),

@@ -63,6 +63,8 @@ def _mapped(path):
         empty = begin == expected  # which cannot be mapped
         array = np.zeros(shape, dtype) if empty else np.memmap(path, dtype, "c", start + begin, shape).view(np.ndarray)
         arrays[name] = array, kind
+    if start + expected != size:
+        raise ValueError(f"{path} has {size - start - expected:,} bytes that belong to no weight")
     return arrays
 
 

@@ -203,3 +203,108 @@ def mixture_of_experts(x, weights, k, observed=None, **routing):
         return dx.reshape(shape), flatten(dparts)
 
     return (y.reshape(shape), balance), backward
+
+
+def demo():
+    """What the slide claims, in numbers: the load of the experts before and after balancing, and what a token costs."""
+    import os
+    import time
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from optim import Optimizer
+
+    # tokens of 16 topics, some common and some rare, each of which wants another linear map
+    rng, dim, experts, k = xp.random.default_rng(0), 16, 8, 2
+    topics, maps = rng.standard_normal((16, dim)), rng.standard_normal((16, dim, dim)) / dim**0.5
+    common = xp.asarray([1 / (i + 1) for i in range(16)])
+
+    def batch(tokens=512):
+        topic = xp.searchsorted(xp.cumsum(common / common.sum()), rng.random(tokens)).clip(0, 15)
+        x = topics[topic] + 0.3 * rng.standard_normal((tokens, dim))
+        return x, (x[:, None, :] @ maps[topic])[:, 0]
+
+    def train(balance=0.0, speed=None):
+        """Trains a layer. Returns its last loss, the last loads, and the busiest expert's load at each step."""
+        weights = {"gate.weight": 0.1 * rng.standard_normal((experts, dim))}
+        if speed is not None:
+            weights["gate.e_score_correction_bias"] = xp.zeros(experts)
+        for i in range(experts):
+            for name in "gate", "up", "down":
+                weights[f"experts.{i}.{name}_proj.weight"] = rng.standard_normal((dim, dim)) / dim**0.5
+        optimizer, busiest, loads = Optimizer("adamw", 0.01, weight_decay=0.0), [], xp.zeros(experts)
+        for step in range(400):
+            x, wanted = batch()
+            observed = {}
+            (y, _), backward = mixture_of_experts(x[None], weights, k, observed)
+            error = y[0] - wanted
+            _, grads = backward(2 * error[None] / len(x), balance)
+            optimizer.step(weights, grads, 1 - step / 400)
+            if speed is not None:
+                adjust_bias(weights["gate.e_score_correction_bias"], observed["load"], speed)
+            busiest.append(float(observed["load"].max() / observed["load"].mean()))
+            loads += observed["load"] if step >= 380 else 0
+        return float((error * error).sum() / len(x)), loads / loads.sum() * experts, busiest
+
+    ways = {"nothing": {}, "auxiliary loss": {"balance": 1.0}, "bias": {"speed": 0.01}}
+    results = {way: train(**options) for way, options in ways.items()}
+    print(f"Load of {experts} experts, a token sent to {k}, after 400 steps: 1 is an even share")
+    for way, (loss, loads, _) in results.items():
+        cells = " ".join(f"{float(load):5.2f}" for load in -xp.sort(-loads))
+        print(f"  balanced by {way:15} {cells}   squared error {loss:.2f}")
+
+    print("\nTime a token needs, forward and backward, beside a dense layer with as many parameters")
+    dim, inside, tokens, counts, times = 256, 128, 2048, [2, 4, 8, 16, 32], []
+    x = rng.standard_normal((1, tokens, dim)).astype(xp.float32)
+
+    def expert(inside):
+        sizes = {"gate": (inside, dim), "up": (inside, dim), "down": (dim, inside)}
+        return {f"{n}_proj.weight": (rng.standard_normal(s) / 16).astype(xp.float32) for n, s in sizes.items()}
+
+    def seconds(function, *arguments):
+        best = float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            y, backward = function(*arguments)
+            backward(y[0] if isinstance(y, tuple) else y)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    for n in counts:
+        weights = flatten({f"experts.{i}": expert(inside) for i in range(n)})
+        weights["gate.weight"] = (rng.standard_normal((n, dim)) / 16).astype(xp.float32)
+        dense = expert(n * inside)
+        times.append([seconds(mixture_of_experts, x, weights, k), seconds(swiglu, x, dense)])
+        sparse, full = (1e6 * t / tokens for t in times[-1])
+        parameters = sum(w.size for w in dense.values())
+        print(
+            f"  {parameters:9,} parameters: {n:2} experts {sparse:6.2f} µs, dense {full:6.2f} µs ({full / sparse:.1f}x)"
+        )
+
+    figure, (bars, lines, cost) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    for i, (way, (_, loads, busiest)) in enumerate(results.items()):
+        bars.bar([e + 0.27 * (i - 1) for e in range(experts)], to_numpy(-xp.sort(-loads)), 0.25, label=way)
+        lines.plot(busiest, label=way, linewidth=0.8)
+    bars.axhline(1, color="grey", linewidth=0.8)
+    bars.set(title="Load of the experts, even = 1", xlabel="expert, busiest first", ylabel="tokens / even share")
+    lines.set(title="The busiest expert", xlabel="training step", ylabel="tokens / even share")
+    for i, name in enumerate([f"{k} experts a token", "dense"]):
+        cost.loglog(counts, [1e6 * row[i] / tokens for row in times], "o-", label=name)
+    cost.set(
+        title="Time a token, at equal parameters", xlabel="experts in the layer", ylabel="µs, forward and backward"
+    )
+    cost.set_xticks(counts, counts)
+    cost.minorticks_off()
+    for axes in bars, lines, cost:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    os.makedirs("figures", exist_ok=True)
+    figure.savefig("figures/moe.png", dpi=120)
+    print("\nfigures/moe.png")
+
+
+if __name__ == "__main__":
+    demo()

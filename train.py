@@ -35,7 +35,8 @@ import checkpoint
 import model
 from backend import to_numpy, xp
 from layers import IGNORE
-from optim import Optimizer, clip, warm_up_and_decay
+from moe import adjust_bias
+from optim import Optimizer, clip, qk_clip, warm_up_and_decay
 
 SPECIAL = ("<|endoftext|>", "<mask>")  # the first ids of the vocabulary
 END, MASK = 0, 1
@@ -94,32 +95,44 @@ def thread_pool(threads):
         yield pool
 
 
-def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map):
+def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map, balance=0.0, further=0.0):
     """Loss and gradient of a batch, computed `micro_batch` sequences at a time: the same as in one piece.
 
     Small pieces stay in the cache, and threads can share them (parallel_map: that of a pool). Their sum is
-    taken in order, so it does not depend on the threads. tokens, targets: (batch, time).
-    Returns the mean loss in nats and a dict of gradients.
+    taken in order, so it does not depend on the threads. tokens, targets: (batch, time). balance, further: how
+    much the load-balancing loss and the prediction of the token after the next count beside the cross-entropy.
+    Returns the mean cross-entropy in nats, a dict of gradients, and what the layers observed: {layer:
+    {"largest_scores": (heads,), "load": (experts,)}}.
     """
     micro_batch = micro_batch or len(tokens)
-    total = max(1, int((targets != IGNORE).sum()))
 
     def part(start):
-        rows = slice(start, start + micro_batch)
-        value, backward = model.loss(params, config, xp.asarray(tokens[rows]), xp.asarray(targets[rows]))
-        # the batch's mean is not the mean of the parts' means: each counts by its share of the targets
-        share = int((targets[rows] != IGNORE).sum()) / total
-        return share * value, backward(share)
+        rows, observed = slice(start, start + micro_batch), {}
+        parts = xp.asarray(tokens[rows]), xp.asarray(targets[rows])
+        (value, _, _), backward = model.losses(params, config, *parts, further=further > 0, observed=observed)
+        # the batch's mean is not the mean of the parts' means: each counts by its share of what is averaged
+        share, further_share = (share_of(t[rows] != IGNORE, t != IGNORE) for t in (targets, targets[:, 1:]))
+        grads = backward(share, balance * len(parts[0]) / len(tokens), further * further_share)
+        return share * value, grads, observed
 
-    loss, grads = 0.0, None
-    for value, part_grads in parallel_map(part, range(0, len(tokens), micro_batch)):
+    loss, grads, observed = 0.0, None, {}
+    for value, part_grads, part_observed in parallel_map(part, range(0, len(tokens), micro_batch)):
         loss += value
         if grads is None:
-            grads = part_grads
-        else:
-            for name, g in part_grads.items():
-                grads[name] += g
-    return loss, grads
+            grads, observed = part_grads, part_observed
+            continue
+        for name, g in part_grads.items():
+            grads[name] += g
+        for layer, seen in part_observed.items():
+            observed[layer] = {name: COMBINE[name](observed[layer][name], value) for name, value in seen.items()}
+    return loss, grads, observed
+
+
+COMBINE = {"largest_scores": xp.maximum, "load": xp.add}
+
+
+def share_of(some, all):
+    return int(some.sum()) / max(1, int(all.sum()))
 
 
 def evaluate(params, config, tokens, objective="causal", windows=None, micro_batch=4, parallel_map=map):
@@ -255,37 +268,75 @@ def read_progress(folder):
 def sibling(settings, tokenizer):
     """The published architecture at the size of the settings: all its switches, fewer and smaller layers."""
     published = model.ARCHITECTURES[settings["arch"]]
-    layers, heads = settings["layers"], settings["heads"]
+    layers, hidden, heads = settings["layers"], settings["hidden"], settings["heads"]
+    head_dim, feed_forward = hidden // heads, settings["feed_forward"] or round_up(hidden * 8 / 3, 32)
     rope = published.no_rope_layers  # its pattern goes on where the sibling has more layers
-    return dataclasses.replace(
+    config = dataclasses.replace(
         published,
         vocab_size=tokenizer.vocab_size,
-        hidden_size=settings["hidden"],
-        intermediate_size=settings["feed_forward"] or -(-settings["hidden"] * 8 // 3 // 32) * 32,
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=settings["kv_heads"],
-        head_dim=settings["hidden"] // heads,
+        head_dim=head_dim,
         max_position_embeddings=settings["context"],
         no_rope_layers=rope and tuple(rope[i % len(rope)] for i in range(layers)),
-        tie_word_embeddings=True,
+        num_nextn_predict_layers=1 if settings["further"] else published.num_nextn_predict_layers and 0,
         bos_token_id=END,
         eos_token_id=END,
         causal=settings["objective"] == "causal",
     )
+    if published.experts:
+        experts, used = settings["experts"], settings["experts_per_token"]
+        groups = math.gcd(published.n_group or 1, max(1, experts // 2))
+        config = dataclasses.replace(
+            config,
+            **{name: experts for name in ("num_experts", "n_routed_experts") if getattr(published, name)},
+            num_experts_per_tok=used,
+            # a token passes through as many numbers as in a dense layer
+            moe_intermediate_size=round_up(feed_forward / (used + (published.n_shared_experts or 0)), 16),
+            n_group=published.n_group and groups,
+            topk_group=published.n_group and max(1, groups * published.topk_group // published.n_group),
+            first_k_dense_replace=published.first_k_dense_replace and min(1, layers - 1),
+        )
+    if published.kv_lora_rank:
+        config = dataclasses.replace(
+            config,
+            num_key_value_heads=heads,
+            head_dim=head_dim // 2,
+            q_lora_rank=hidden * 3 // 4,
+            kv_lora_rank=hidden // 4,
+            qk_nope_head_dim=head_dim,
+            qk_rope_head_dim=head_dim // 2,
+            v_head_dim=head_dim,
+        )
+    config.check()
+    return config
+
+
+def round_up(size, multiple):
+    return math.ceil(size / multiple) * multiple
 
 
 def check(settings):
     """Raises ValueError, with one sentence, for settings that no run can have."""
-    least = {"vocab": 256 + len(SPECIAL), "context": 2, "minutes": 0, "lr": 0, "weight_decay": 0, "save_seconds": 0}
+    least = {"vocab": 256 + len(SPECIAL), "context": 2}
+    least |= dict.fromkeys(
+        ["minutes", "lr", "weight_decay", "save_seconds", "seed", "balance", "bias_speed", "further", "qk_clip"], 0
+    )
     for name, (kind, _, _) in SETTINGS.items():
-        value, bound = settings[name], least.get(name, 0 if name == "seed" else 1)
+        value, bound = settings[name], least.get(name, 1)
         if kind in (int, float) and value is not None and not bound <= value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}")
-    if settings["hidden"] % (2 * settings["heads"]):
-        raise ValueError("--hidden must be a multiple of twice --heads, as RoPE rotates pairs")
+    arch = model.ARCHITECTURES[settings["arch"]]
+    times = 4 if arch.kv_lora_rank else 2  # latent attention rotates half of a head
+    if settings["hidden"] % (times * settings["heads"]):
+        raise ValueError(f"--hidden must be a multiple of {times} times --heads, as RoPE rotates pairs")
     if settings["heads"] % settings["kv_heads"]:
         raise ValueError("--heads must be a multiple of --kv-heads")
+    if settings["qk_clip"] and arch.has_qk_norm():
+        raise ValueError(f"--qk-clip is not for {settings['arch']}, whose normalised queries and keys bound the scores")
 
 
 class Run:
@@ -353,6 +404,21 @@ class Run:
         starts = rng.integers(0, len(self.train_tokens) - self.context, self.settings["batch"])
         return OBJECTIVES[self.objective](self.train_tokens, starts, self.context, rng, self.config)
 
+    def gradient(self, tokens, targets, parallel_map=map):
+        """Loss, gradient and observations of a batch, as of the function `gradient`."""
+        weights = {name: self.settings[name] for name in ("balance", "further")}
+        return gradient(self.params, self.config, tokens, targets, self.micro_batch, parallel_map, **weights)
+
+    def adjust(self, observed):
+        """What changes weights beside the gradient: the bias of routers that have one, and QK-clip."""
+        layers = model.by_layer(self.params)
+        for layer, seen in observed.items():
+            bias = layers[layer]["mlp"].get("gate.e_score_correction_bias")
+            if bias is not None:
+                adjust_bias(bias, seen["load"], self.settings["bias_speed"])
+            if self.settings["qk_clip"]:
+                qk_clip(layers[layer]["self_attn"], seen["largest_scores"], self.settings["qk_clip"])
+
     def validate(self, windows=None, parallel_map=map):
         """The loss on the held-out text, as metrics.jsonl has it."""
         loss = evaluate(
@@ -386,7 +452,7 @@ def train(run):
             finished = run.step > 0 and run.done(run.step) >= 1
             while not finished:
                 tokens, targets = run.batch()
-                loss, grads = gradient(run.params, run.config, tokens, targets, run.micro_batch, pool.map)
+                loss, grads, observed = run.gradient(tokens, targets, pool.map)
                 norm = clip(grads)
                 if not math.isfinite(loss + norm):
                     raise NotFinite(run, saved_step)
@@ -399,6 +465,7 @@ def train(run):
                     print(f"stopped and saved at step {run.step}; go on with: python train.py --resume {run.folder}")
                     sys.exit(128 + interrupted[0])
                 run.optimizer.step(run.params, grads, warm_up_and_decay(run.done(run.step + 0.5)), pool.map)
+                run.adjust(observed)
                 run.step += 1
                 tokens_seen += tokens.size
                 losses.append(loss)
@@ -557,7 +624,13 @@ SETTINGS = {  # option: (type, default, what it is)
         None,
         "sequences computed at once, whose gradients accumulate; about 1024 tokens if not given",
     ),
+    "experts": (int, 8, "experts of a layer that has some"),
+    "experts_per_token": (int, 2, "of which so many compute a token"),
+    "balance": (float, 0.001, "weight of the loss that evens out the load of the experts"),
+    "bias_speed": (float, 0.001, "step of the router's bias, where it has one, towards an even load"),
+    "further": (float, 0.0, "weight of predicting the token after the next too, as DeepSeek V3 does with 0.3"),
     "optimizer": (str, "muon", "muon: Muon for matrices, AdamW for the rest; adamw: AdamW for all"),
+    "qk_clip": (float, None, "largest score of a head before its queries and keys shrink, 100 in Kimi K2"),
     "lr": (float, 0.01, "largest learning rate"),
     "weight_decay": (float, 0.1, "share of a weight lost per learning rate"),
     "threads": (int, None, "threads that share a batch; all cores if not given"),

@@ -1,8 +1,6 @@
-"""The model: gradients through all of it, generation with and without cache, and what checkpoints survive."""
+"""The model: gradients through all of it, and generation with and without cache."""
 
 import dataclasses
-import json
-import struct
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import architectures
-import checkpoint
 import model
 from backend import to_numpy, xp
 
@@ -30,8 +27,29 @@ TINY = model.Config(
     max_position_embeddings=24,
     initializer_range=0.5,
 )
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 6, "norm_topk_prob": True}
+LATENT = {
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 4,
+    "q_lora_rank": 6,
+    "kv_lora_rank": 5,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 3,
+    "rope_interleave": True,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    **EXPERTS,
+}
 VARIANTS = {
     "llama": {"rope_scaling": architectures.LLAMA3_SCALING},
+    "experts": {"model_type": "qwen3_moe", "num_experts": 5, **EXPERTS, "decoder_sparse_step": 1},
+    "latent": {**LATENT, "rope_scaling": architectures.DEEPSEEK_SCALING},
+    "further": {**LATENT, "num_nextn_predict_layers": 1, "tie_word_embeddings": False},
     "qwen3": {"model_type": "qwen3", "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": (1, 0)},
     "biases": {"attention_bias": True, "mlp_bias": True},
@@ -46,7 +64,8 @@ def tokens_of(seed, config, *shape):
     return xp.asarray(np.random.default_rng(seed).integers(0, config.vocab_size, shape))
 
 
-@settings(max_examples=12, deadline=None)
+# the numbers are fixed because a step of a central difference may carry a token over the edge between two experts
+@settings(max_examples=24, deadline=None, derandomize=True)
 @given(variant, seed)
 def test_the_gradient_of_every_weight(config, seed):
     params = model.init(config, seed % 1000, np.float64)
@@ -55,6 +74,8 @@ def test_the_gradient_of_every_weight(config, seed):
     options = {"coordinates": 3, "directions": 1, "tolerance": 1e-5}
     check(lambda params: model.loss(params, config, tokens, targets), params, **options)
     check(lambda params: model.forward(params, config, tokens), params, **options)
+    further = bool(config.num_nextn_predict_layers)
+    check(lambda params: model.losses(params, config, tokens, targets, further), params, **options)
 
 
 @fast
@@ -80,6 +101,44 @@ def test_no_token_sees_a_later_one_or_another_row(config, cut, seed):
     close(changed[0, :cut], logits[0, :cut])
     close(changed[1], logits[1])
     assert abs(changed[0, cut:] - logits[0, cut:]).max() > 1e-9
+
+
+def test_what_is_not_asked_for_costs_and_changes_nothing():
+    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    params, tokens = model.init(config, 0), tokens_of(0, config, 2, 6)
+    (loss, balance, further), backward = model.losses(params, config, tokens, tokens, further=True)
+    plain_loss, plain_backward = model.loss(params, config, tokens, tokens)
+    assert loss == plain_loss and balance > 0 and further > 0
+    grads, plain, weighted = backward(), plain_backward(), backward(1.0, 0.1, 0.3)
+    for name in params:
+        close(grads[name], plain[name])
+        if name.startswith("model.layers.2."):  # the layer for the token after the next
+            assert not plain[name].any()
+    moved = {name for name in params if abs(weighted[name] - plain[name]).max() > 1e-6}
+    assert {name for name in params if "correction_bias" not in name and ".experts." not in name} <= moved
+
+
+def test_the_token_after_the_next_is_predicted_from_the_tokens_before_it():
+    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    params, tokens = model.init(config, 0), tokens_of(0, config, 1, 8)
+    other = tokens.copy()
+    other[0, 5] = (other[0, 5] + 1) % config.vocab_size
+    results = []
+    for t in tokens, other:
+        (hidden, _), _ = model.transformer(params, config, t)
+        results.append(model.predict_further(params, config, t, hidden)[0][0])
+    difference = abs(results[0] - results[1]).max(axis=-1)[0]
+    assert difference.shape == (7,) and (difference[:4] < 1e-6).all() and difference[4] > 1e-6
+
+
+def test_every_layer_observes_its_heads_and_experts():
+    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    params, tokens = model.init(config, 0), tokens_of(0, config, 2, 6)
+    observed = {}
+    model.losses(params, config, tokens, tokens, further=True, observed=observed)
+    assert sorted(observed) == [0, 1, 2] and all(seen["largest_scores"].shape == (4,) for seen in observed.values())
+    assert "load" not in observed[0]  # a dense layer
+    assert [int(observed[i]["load"].sum()) for i in (1, 2)] == [2 * 12, 2 * 10]
 
 
 def test_a_bidirectional_model_sees_later_tokens():
@@ -158,142 +217,3 @@ def test_sampling_follows_the_softmax():
     logits, rng = np.log(np.array([0.5, 0.3, 0.2])), np.random.default_rng(0)
     drawn = model.sample(xp.asarray(np.tile(logits, (20000, 1))), 1.0, rng=rng)
     assert abs(np.bincount(drawn) / 20000 - [0.5, 0.3, 0.2]).max() < 0.015
-
-
-# --- checkpoints ---
-
-
-@fast
-@given(variant, seed)
-def test_saved_is_loaded(tmp_path_factory, config, seed):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    params = model.init(config, seed)
-    model.save(folder, params, config)
-    loaded, loaded_config = model.load(folder)
-    loaded["model.norm.weight"] += 0  # may be trained on
-    assert loaded_config == config and list(loaded) == list(params)
-    assert all((loaded[name] == params[name]).all() and loaded[name].dtype == np.float32 for name in params)
-
-
-def test_the_newer_config_form_is_the_older_one():
-    old = dataclasses.replace(TINY, rope_scaling=architectures.LLAMA3_SCALING).to_dict()
-    new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}
-    new["rope_parameters"] = {"rope_theta": old["rope_theta"], **old["rope_scaling"]}
-    assert model.Config.from_dict(new) == model.Config.from_dict(old)
-
-
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("model_type", "gpt2"),
-        ("hidden_act", "gelu"),
-        ("quantization_config", {"bits": 4}),
-        ("use_sliding_window", True),
-        ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
-        ("num_key_value_heads", 3),
-        ("hidden_size", None),
-        ("no_rope_layers", [1]),
-    ],
-)
-def test_what_the_model_lacks_is_refused(field, value):
-    published = TINY.to_dict() | {field: value}
-    with pytest.raises(ValueError):
-        config = model.Config.from_dict(published)
-        model.forward(model.init(config), config, xp.zeros((1, 2), int))
-
-
-def stored(dtype, shape, data, offsets=None):
-    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets or [0, len(data)]}}).encode()
-    return struct.pack("<Q", len(header)) + header + data
-
-
-def test_half_precision_is_read(tmp_path):
-    numbers = np.array([[1.0, -2.5], [0.0, 65280.0]], np.float32)
-    for dtype, data in (
-        ("BF16", numbers.view("<u2")[:, 1::2].tobytes()),
-        ("F16", numbers.astype("<f2").tobytes()),
-    ):
-        (tmp_path / "w").write_bytes(stored(dtype, [2, 2], data))
-        close(checkpoint.read_safetensors(tmp_path / "w")["w"].astype(np.float32), numbers)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x00" * 7,
-        struct.pack("<Q", 2**63) + b"{}",
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 9) + b'{"w": {}}',
-        stored("F32", [2], b"\x00" * 4),
-        stored("F32", [2], b"\x00" * 8)[:-1],
-        stored("F32", [2], b"\x00" * 8, [8, 16]),
-        stored("F32", [2], b"\x00" * 8, [-8, 0]),
-        stored("F32", [-2, -1], b"\x00" * 8),
-        stored("F32", [2**40, 2**40], b"\x00" * 8),
-        stored("I64", [1], b"\x00" * 8),
-        stored("F32", [True], b"\x00" * 4),
-    ],
-)
-def test_a_damaged_file_is_refused(tmp_path, data):
-    (tmp_path / "w").write_bytes(data)
-    with pytest.raises(ValueError, match="/w"):
-        checkpoint.read_safetensors(tmp_path / "w")
-
-
-def test_a_checkpoint_in_shards(tmp_path):
-    from safetensors.numpy import save_file
-
-    params = model.init(TINY, 0)
-    model.save(tmp_path, params, TINY)
-    (tmp_path / "model.safetensors").unlink()
-    names = list(params)
-    shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
-    for file, part in shards.items():
-        save_file({name: to_numpy(params[name]) for name in part}, tmp_path / file)
-    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    loaded, _ = model.load(tmp_path)
-    assert all((loaded[name] == params[name]).all() for name in params)
-    index["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="outside"):
-        model.load(tmp_path)
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
-    params = model.init(TINY, 0)
-    with pytest.raises(ValueError, match="not a folder"):
-        model.load(tmp_path / "missing")
-    with pytest.raises(OSError):
-        model.load(tmp_path)
-    for change, what in [
-        (lambda p: p.pop("model.norm.weight"), "no weight model.norm.weight"),
-        (lambda p: p.update({"model.norm.weight": xp.zeros(3, np.float32)}), "shape"),
-        (lambda p: p.update({"extra.weight": xp.zeros(3, np.float32)}), "extra.weight"),
-    ]:
-        changed = dict(params)
-        change(changed)
-        model.save(tmp_path, changed, TINY)
-        with pytest.raises(ValueError, match=what):
-            model.load(tmp_path)
-    model.save(tmp_path, params, TINY)
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="truncated"):
-        model.load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
-        model.load(tmp_path)
-
-
-def test_published_sizes():
-    sizes = {name: architectures.costs(config)["parameters"] for name, config in model.ARCHITECTURES.items()}
-    assert sizes == {
-        "llama3.2": 1_235_814_400,
-        "qwen3": 4_022_468_096,
-        "smollm3": 3_075_098_624,
-        "qwen3-moe": 235_093_634_560,
-        "deepseek-v3": 671_026_419_200,
-        "kimi-k2": 1_026_408_232_448,
-    }

@@ -5,8 +5,11 @@ import pytest
 from gradcheck import close, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_attention import block_weights, latent_weights
 
 import optim
+import posenc
+from attention import latent_attention, self_attention
 from backend import xp
 
 seed = st.integers(0, 2**32 - 1)
@@ -117,3 +120,40 @@ def test_the_schedule_rises_stays_and_falls_to_zero():
 def test_an_unknown_optimiser_is_refused():
     with pytest.raises(ValueError, match="sgd"):
         optim.Optimizer("sgd", 0.1)
+
+
+# --- QK-clip ---
+
+
+@fast
+@given(st.integers(1, 4), st.booleans(), st.floats(0.1, 5), seed)
+def test_clipped_heads_score_the_threshold_and_the_others_as_before(heads, low_rank, threshold, seed):
+    nope, turning, v_dim, rank, x = 4, 2, 3, 5, normal(seed, 1, 7, 6)
+    weights = latent_weights(seed, 6, heads, rank, nope, turning, v_dim, 4 if low_rank else None)
+    tables = posenc.rope_tables(xp.arange(7), posenc.rope_frequencies(turning)[0], dtype=xp.float64)
+
+    def largest():
+        observed = {}
+        latent_attention(x, weights, heads, v_dim, tables, observed=observed)
+        return observed["largest_scores"]
+
+    before, values = largest(), weights["kv_b_proj.weight"].reshape(heads, nope + v_dim, rank)[:, nope:].copy()
+    optim.qk_clip(weights, before, threshold)
+    close(largest(), xp.minimum(before, threshold), 1e-8)
+    close(weights["kv_b_proj.weight"].reshape(heads, nope + v_dim, rank)[:, nope:], values)
+
+
+@fast
+@given(st.integers(1, 2), st.integers(1, 3), st.booleans(), st.floats(0.1, 5), seed)
+def test_heads_that_share_their_keys_are_clipped_by_their_queries(kv_heads, group, bias, threshold, seed):
+    heads, x = kv_heads * group, normal(seed, 1, 7, 6)
+    weights = block_weights(seed, 6, heads, kv_heads, 4, qk_norm=False, bias=bias)
+
+    def largest():
+        observed = {}
+        self_attention(x, weights, heads, kv_heads, observed=observed)
+        return observed["largest_scores"]
+
+    before = largest()
+    optim.qk_clip(weights, before, threshold)
+    close(largest(), xp.minimum(before, threshold), 1e-8)

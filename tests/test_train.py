@@ -1,5 +1,6 @@
 """Training: the same gradient in any pieces, exact resumption, and bad input that harms nothing."""
 
+import dataclasses
 import json
 import os
 import random
@@ -37,20 +38,45 @@ SMALL = ["--layers", "1", "--hidden", "16", "--heads", "2", "--kv-heads", "1", "
 SMALL += ["--vocab", "270", "--batch", "4", "--threads", "2"]
 
 
+WITH_EXPERTS = dataclasses.replace(
+    CONFIG,
+    model_type="qwen3_moe",
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=8,
+    norm_topk_prob=True,
+    num_nextn_predict_layers=1,
+)
+
+
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_the_gradient_in_pieces_over_threads_is_the_gradient_in_one(batch, micro_batch, threads, seed):
+@given(
+    st.sampled_from([CONFIG, WITH_EXPERTS]),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_gradient_in_pieces_over_threads_is_the_gradient_in_one(config, batch, micro_batch, threads, seed):
     rng = np.random.default_rng(seed)
-    params = model.init(CONFIG, seed, np.float64)
+    params = model.init(config, seed, np.float64)
     tokens, targets = rng.integers(0, 300, (2, batch, 7))
     targets[rng.random(targets.shape) < 0.4] = IGNORE
-    loss, backward = model.loss(params, CONFIG, xp.asarray(tokens), xp.asarray(targets))
-    grads = backward()
+    further, observed = bool(config.num_nextn_predict_layers), {}
+    whole = params, config, xp.asarray(tokens), xp.asarray(targets), further, observed
+    (loss, _, _), backward = model.losses(*whole)
+    grads = backward(1.0, 0.1, 0.3 * further)
     with train.thread_pool(threads) as pool:
-        split_loss, split_grads = train.gradient(params, CONFIG, tokens, targets, micro_batch, pool.map)
+        split_loss, split_grads, split_observed = train.gradient(
+            params, config, tokens, targets, micro_batch, pool.map, balance=0.1, further=0.3 * further
+        )
     assert split_loss == pytest.approx(loss)
     for name in params:
         close(split_grads[name], grads[name])
+    assert observed.keys() == split_observed.keys()
+    for layer, seen in observed.items():
+        for name in seen:
+            close(split_observed[layer][name], seen[name])
 
 
 def test_the_causal_target_is_the_next_token():
@@ -226,6 +252,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(xp.isfinite(value).all() for value in params.values())
 
 
+@pytest.mark.parametrize("arch", list(model.ARCHITECTURES))
+def test_every_architecture_trains_with_its_features(arch, text, tmp_path):
+    options = ["--further", "0.3", *(["--qk-clip", "0.5"] if "qwen" not in arch else [])]
+    code, _, err = finished(
+        "--data", text, "--arch", arch, "--steps", 30, "--out", tmp_path / "run", *SMALL, "--layers", 2, *options
+    )
+    assert code == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["train_loss"] < 0.95 * lines[0]["train_loss"] and np.isfinite(lines[-1]["val_loss"])
+    params, config = model.load(tmp_path / "run")
+    published = model.ARCHITECTURES[arch]
+    assert config.num_nextn_predict_layers == 1 and bool(config.experts) == bool(published.experts)
+    assert (config.kv_lora_rank is None) == (published.kv_lora_rank is None)
+    assert config.rope_scaling == published.rope_scaling and config.model_type == published.model_type
+    bias = params.get("model.layers.1.mlp.gate.e_score_correction_bias")
+    if bias is not None:  # every step moved it by the speed, up or down or not at all
+        assert 0 < abs(bias).max() <= 30 * 0.001 + 1e-6
+    observed = {}
+    model.transformer(params, config, xp.asarray(np.arange(2, 18)[None]), observed=observed)
+    if "--qk-clip" in options:  # clipped after the last step, on another text
+        assert observed[0]["largest_scores"].max() < 1.5
+
+
 def test_a_taken_folder_is_left_alone(run, text):
     folder, _ = run
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -251,6 +300,10 @@ def test_a_taken_folder_is_left_alone(run, text):
         (b"words " * 1000, ["--context", "1"], "--context"),
         (b"words " * 1000, ["--lr", "nan"], "--lr"),
         (b"words " * 1000, ["--frobnicate"], "--frobnicate"),
+        (b"words " * 1000, ["--arch", "qwen3", "--qk-clip", "100"], "--qk-clip"),
+        (b"words " * 1000, ["--arch", "kimi-k2", "--experts", "2", "--experts-per-token", "3"], "3 of 2 experts"),
+        (b"words " * 1000, ["--arch", "deepseek-v3", "--hidden", "12", "--heads", "6"], "--hidden"),
+        (b"words " * 1000, ["--further", "-1"], "--further"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, data, options, what):

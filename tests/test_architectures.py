@@ -1,0 +1,132 @@
+"""The architectures: what a config.json means, what is refused, and what the published ones weigh."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from test_model import EXPERTS, LATENT, TINY, VARIANTS, variant
+
+import architectures
+import model
+from backend import xp
+
+
+@settings(max_examples=30, deadline=None)
+@given(variant)
+def test_a_config_survives_its_json(config):
+    assert model.Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_newer_config_form_is_the_older_one():
+    old = dataclasses.replace(TINY, rope_scaling=architectures.LLAMA3_SCALING).to_dict()
+    new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}
+    new["rope_parameters"] = {"rope_theta": old["rope_theta"], **old["rope_scaling"]}
+    assert model.Config.from_dict(new) == model.Config.from_dict(old)
+
+
+def test_the_newer_names_of_experts_are_the_older_ones():
+    for name, other in (
+        ("experts", {"num_experts": "num_local_experts"}),
+        (
+            "further",
+            {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"},
+        ),
+    ):
+        config = dataclasses.replace(TINY, **VARIANTS[name])
+        newer = {other.get(key, key): value for key, value in config.to_dict().items()}
+        assert model.Config.from_dict(newer) == config
+
+
+def test_kimi_k2_is_deepseek_v3_under_another_name():
+    config = dataclasses.replace(TINY, **LATENT)
+    assert model.Config.from_dict(config.to_dict() | {"model_type": "kimi_k2"}) == config
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("model_type", "gpt2"),
+        ("hidden_act", "gelu"),
+        ("quantization_config", {"bits": 4}),
+        ("use_sliding_window", True),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
+        ("num_key_value_heads", 3),
+        ("hidden_size", None),
+        ("no_rope_layers", [1]),
+    ],
+)
+def test_what_the_model_lacks_is_refused(field, value):
+    published = TINY.to_dict() | {field: value}
+    with pytest.raises(ValueError):
+        config = model.Config.from_dict(published)
+        model.forward(model.init(config), config, xp.zeros((1, 2), int))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("scoring_func", "softmax"),
+        ("topk_method", "greedy"),
+        ("moe_layer_freq", 2),
+        ("num_nextn_predict_layers", 2),
+        ("n_group", 3),
+        ("topk_group", 5),
+        ("num_experts_per_tok", 0),
+        ("num_experts_per_tok", 5),
+        ("moe_intermediate_size", 0),
+        ("kv_lora_rank", 0),
+        ("q_lora_rank", 0),
+        ("qk_rope_head_dim", 3),
+        ("v_head_dim", -1),
+        ("n_routed_experts", "8"),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
+    ],
+)
+def test_experts_and_latents_that_do_not_fit_are_refused(field, value):
+    published = dataclasses.replace(TINY, **LATENT).to_dict()
+    model.Config.from_dict(published)
+    with pytest.raises(ValueError):
+        model.Config.from_dict(published | {field: value})
+
+
+def test_published_sizes():
+    sizes = {name: architectures.costs(config)["parameters"] for name, config in model.ARCHITECTURES.items()}
+    assert sizes == {
+        "llama3.2": 1_235_814_400,
+        "qwen3": 4_022_468_096,
+        "smollm3": 3_075_098_624,
+        "qwen3-moe": 235_093_634_560,
+        "deepseek-v3": 671_026_419_200,
+        "kimi-k2": 1_026_408_232_448,
+    }
+
+
+def test_a_token_costs_what_its_experts_cost():
+    few = architectures.costs(dataclasses.replace(TINY, model_type="qwen3_moe", num_experts=4, **EXPERTS))
+    many = architectures.costs(dataclasses.replace(TINY, model_type="qwen3_moe", num_experts=40, **EXPERTS))
+    routers = 36 * TINY.hidden_size * TINY.num_hidden_layers  # has a row more for each expert more
+    assert many["active"] - few["active"] == routers and many["forward"] - few["forward"] == 2 * routers
+    assert many["parameters"] - few["parameters"] == routers + 36 * 3 * 6 * 8 * TINY.num_hidden_layers
+
+
+def test_the_cost_of_a_dense_token_by_hand():
+    c = architectures.costs(TINY, context=10)
+    layer = 2 * 8 * 16 + 2 * 8 * 8 + 3 * 8 * 10  # q and o, k and v, gate and up and down
+    assert c["forward"] == 2 * (2 * layer + 13 * 8) + 2 * 2 * 4 * (4 + 4) * 5  # a token sees 5 of 10 on average
+    assert c["training"] == 3 * c["forward"] and c["cache"] == 2 * 2 * 2 * 4
+    assert c["parameters"] == c["active"] == 2 * (layer + 2 * 8) + 13 * 8 + 8
+
+
+def test_latents_make_the_cache_small():
+    c = architectures.costs(dataclasses.replace(TINY, **LATENT))
+    assert c["cache"] == TINY.num_hidden_layers * (5 + 4)
+
+
+def test_the_table_names_the_six_and_their_sizes(capsys):
+    architectures.describe()
+    out = capsys.readouterr().out
+    for name, config in model.ARCHITECTURES.items():
+        assert any(
+            name in line and f"{architectures.costs(config)['parameters']:,}" in line for line in out.splitlines()
+        )

@@ -1,0 +1,181 @@
+"""Checkpoints: what is saved is loaded, published formats are read, and damaged files are refused."""
+
+import dataclasses
+import json
+import mmap
+import struct
+
+import numpy as np
+import pytest
+from gradcheck import close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import TINY, VARIANTS, variant
+
+import checkpoint
+import model
+from backend import to_numpy, xp
+
+seed = st.integers(0, 2**32 - 1)
+fast = settings(max_examples=20, deadline=None)
+
+
+@fast
+@given(variant, seed)
+def test_saved_is_loaded(tmp_path_factory, config, seed):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    params = model.init(config, seed)
+    model.save(folder, params, config)
+    loaded, loaded_config = model.load(folder)
+    loaded["model.norm.weight"] += 0  # may be trained on
+    assert loaded_config == config and list(loaded) == list(params)
+    assert all((loaded[name] == params[name]).all() and loaded[name].dtype == np.float32 for name in params)
+
+
+def stored(dtype, shape, data, offsets=None):
+    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets or [0, len(data)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def test_half_precision_is_read(tmp_path):
+    numbers = np.array([[1.0, -2.5], [0.0, 65280.0]], np.float32)
+    for dtype, data in (
+        ("BF16", numbers.view("<u2")[:, 1::2].tobytes()),
+        ("F16", numbers.astype("<f2").tobytes()),
+    ):
+        (tmp_path / "w").write_bytes(stored(dtype, [2, 2], data))
+        close(checkpoint.read_safetensors(tmp_path / "w")["w"].astype(np.float32), numbers)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00" * 7,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 9) + b'{"w": {}}',
+        stored("F32", [2], b"\x00" * 4),
+        stored("F32", [2], b"\x00" * 8)[:-1],
+        stored("F32", [2], b"\x00" * 8, [8, 16]),
+        stored("F32", [2], b"\x00" * 8, [-8, 0]),
+        stored("F32", [-2, -1], b"\x00" * 8),
+        stored("F32", [2**40, 2**40], b"\x00" * 8),
+        stored("I64", [1], b"\x00" * 8),
+        stored("F32", [True], b"\x00" * 4),
+        stored("F32", [1] * 70, b"\x00" * 4),
+        stored("F32", [1], b"\x00" * 4) + b"\x00",
+        stored("F32", [1], b"\x00" * 8),
+        stored("F32", [1], b"\x00" * 8, [4, 8]),
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+        (lambda entry: struct.pack("<Q", 2 * len(entry) - 1) + entry[:-1] + b"," + entry[1:] + b"\x00" * 4)(
+            b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        ),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, data):
+    (tmp_path / "w").write_bytes(data)
+    with pytest.raises(ValueError, match="/w"):
+        checkpoint.read_safetensors(tmp_path / "w")
+
+
+def test_eight_bit_floats_are_read(tmp_path):
+    (tmp_path / "w").write_bytes(stored("F8_E4M3", [256], bytes(range(256))))
+    numbers = checkpoint.read_safetensors(tmp_path / "w")["w"]
+    assert numbers[:4].tolist() == [0, 2**-9, 2 * 2**-9, 3 * 2**-9] and numbers[8] == 2**-6
+    assert numbers[0x38] == 1 and numbers[0x3C] == 1.5 and numbers[0x7E] == 448 and np.isnan(numbers[0x7F])
+    assert (numbers[129:255] == -numbers[1:127]).all() and (np.diff(numbers[:127]) > 0).all()
+
+
+def test_deepseeks_blocks_are_scaled_and_its_further_layer_is_read_or_left_out(tmp_path):
+    from safetensors.numpy import save_file
+
+    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    params = {name: to_numpy(value) for name, value in model.init(config, 0).items()}
+    name, further = "model.layers.0.mlp.gate_proj.weight", "model.layers.2."
+    published = config.to_dict() | {"num_nextn_predict_layers": 1}
+    published["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [4, 3]}
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    scale = np.arange(9, dtype=np.float32).reshape(3, 3) + 1  # a matrix (10, 8) has 3 by 3 blocks of (4, 3)
+    copies = {f"{further}embed_tokens.weight": params["lm_head.weight"]}
+    copies[f"{further}shared_head.head.weight"] = params["lm_head.weight"]
+    save_file(params | copies | {f"{name}_scale_inv": scale}, tmp_path / "model.safetensors")
+    loaded, loaded_config = model.load(tmp_path)
+    assert loaded_config == config and list(loaded) == list(params)
+    rows, columns = np.arange(10)[:, None] // 4, np.arange(8) // 3
+    close(loaded[name], params[name] * scale[rows, columns], 1e-6)
+
+    main = {n: value for n, value in params.items() if not n.startswith(further)}
+    save_file(main, tmp_path / "model.safetensors")
+    loaded, loaded_config = model.load(tmp_path)
+    assert list(loaded) == list(main) and loaded_config.num_nextn_predict_layers == 0
+
+    save_file(main | {f"{name}_scale_inv": scale.T[:2]}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="scales"):
+        model.load(tmp_path)
+
+
+def test_what_is_stored_as_it_is_used_stays_in_the_file(tmp_path):
+    params = model.init(TINY, 0)
+    model.save(tmp_path, params, TINY)
+    if xp is not np:
+        pytest.skip("a GPU has its own memory")
+    loaded, _ = model.load(tmp_path)
+    assert all(isinstance(base_of(value), mmap.mmap) for value in loaded.values())
+    before = (tmp_path / "model.safetensors").read_bytes()
+    loaded["model.norm.weight"][:] = 7
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    halves, _ = model.load(tmp_path, np.float16)
+    assert all(value.dtype == np.float16 for value in halves.values())
+
+
+def base_of(array):
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array
+
+
+def test_a_checkpoint_in_shards(tmp_path):
+    from safetensors.numpy import save_file
+
+    params = model.init(TINY, 0)
+    model.save(tmp_path, params, TINY)
+    (tmp_path / "model.safetensors").unlink()
+    names = list(params)
+    shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    for file, part in shards.items():
+        save_file({name: to_numpy(params[name]) for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded, _ = model.load(tmp_path)
+    assert all((loaded[name] == params[name]).all() for name in params)
+    index["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="outside"):
+        model.load(tmp_path)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
+    params = model.init(TINY, 0)
+    with pytest.raises(ValueError, match="not a folder"):
+        model.load(tmp_path / "missing")
+    with pytest.raises(OSError):
+        model.load(tmp_path)
+    for change, what in [
+        (lambda p: p.pop("model.norm.weight"), "no weight model.norm.weight"),
+        (lambda p: p.update({"model.norm.weight": xp.zeros(3, np.float32)}), "shape"),
+        (lambda p: p.update({"extra.weight": xp.zeros(3, np.float32)}), "extra.weight"),
+    ]:
+        changed = dict(params)
+        change(changed)
+        model.save(tmp_path, changed, TINY)
+        with pytest.raises(ValueError, match=what):
+            model.load(tmp_path)
+    model.save(tmp_path, params, TINY)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="truncated"):
+        model.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        model.load(tmp_path)

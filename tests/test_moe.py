@@ -1,0 +1,192 @@
+"""Mixture of experts: chosen = all experts with gates of zero, the router's choice, and an even load."""
+
+import sys
+
+import numpy as np
+import pytest
+from gradcheck import check, close, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import moe
+from backend import to_numpy, xp
+from layers import swiglu
+
+seed = st.integers(0, 2**32 - 1)
+fast = settings(max_examples=40, deadline=None)
+experts_and_k = st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+
+
+def expert(seed, dim, inside):
+    sizes = {"gate": (inside, dim), "up": (inside, dim), "down": (dim, inside)}
+    return {f"{name}_proj.weight": normal(seed + i, *sizes[name]) for i, name in enumerate(sizes)}
+
+
+def layer(seed, dim, experts, inside=3, shared=False, bias=False):
+    """The weights of a mixture of experts, under their published names."""
+    weights = {"gate.weight": normal(seed, experts, dim)}
+    if bias:
+        weights["gate.e_score_correction_bias"] = normal(seed + 1, experts)
+    for i in range(experts):
+        weights |= {f"experts.{i}.{name}": w for name, w in expert(seed + 2 + 3 * i, dim, inside).items()}
+    if shared:
+        weights |= {f"shared_experts.{name}": w for name, w in expert(seed + 2 + 3 * experts, dim, 4).items()}
+    return weights
+
+
+def any_choice(seed, tokens, experts, k):
+    rng = np.random.default_rng(seed)
+    return xp.asarray(np.stack([rng.permutation(experts)[:k] for _ in range(tokens)]))
+
+
+@fast
+@given(experts_and_k, st.integers(1, 9), seed)
+def test_chosen_experts_are_all_experts_with_gates_of_zero(sizes, tokens, seed):
+    (experts, k), dim = sizes, 4
+    chosen, gates, x = any_choice(seed, tokens, experts, k), normal(seed, tokens, k), normal(seed + 1, tokens, dim)
+    weights = [expert(seed + 2 + 3 * i, dim, 3) for i in range(experts)]
+    every_gate = xp.zeros((tokens, experts))
+    every_gate[xp.arange(tokens)[:, None], chosen] = gates
+    y, backward = moe.chosen_experts(x, chosen, gates, weights)
+    expected, expected_backward = moe.every_expert(x, every_gate, weights)
+    close(y, expected)
+    (dx, dgates, dexperts), (dx2, dgates2, dexperts2) = backward(x), expected_backward(x)
+    close(dx, dx2)
+    close(dgates, dgates2[xp.arange(tokens)[:, None], chosen])
+    for ours, textbook in zip(dexperts, dexperts2, strict=True):
+        for name in textbook:
+            close(ours[name], textbook[name])
+
+
+@fast
+@given(experts_and_k, seed)
+def test_the_textbook_gradients(sizes, seed):
+    experts, _ = sizes
+    weights = [expert(seed + 3 * i, 4, 3) for i in range(experts)]
+    check(moe.every_expert, normal(seed, 5, 4), normal(seed + 1, 5, experts), weights, coordinates=4)
+
+
+@fast
+@given(st.integers(1, 9), seed)
+def test_one_expert_is_a_dense_layer(tokens, seed):
+    weights, x = layer(seed, 4, 1), normal(seed, 1, tokens, 4)
+    (y, balance), backward = moe.mixture_of_experts(x, weights, 1)
+    dense, dense_backward = swiglu(x, {name.removeprefix("experts.0."): w for name, w in weights.items()})
+    close(y, dense)
+    assert balance == pytest.approx(1)
+    dx, dweights = backward(x, 1.0)
+    dense_dx, _ = dense_backward(x)
+    close(dx, dense_dx)
+    close(dweights["gate.weight"], xp.zeros((1, 4)))  # there is nothing to choose
+
+
+# a step of a central difference may carry a token over the edge between two experts, so the numbers are fixed
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(experts_and_k, st.booleans(), st.booleans(), st.booleans(), seed)
+def test_gradients_of_the_layer(sizes, bias, shared, normalise, seed):
+    experts, k = sizes
+    weights = layer(seed, 4, experts, 3, shared, bias)
+    options = {"normalise": normalise, "scale": 1.7}
+    function = lambda x, weights: moe.mixture_of_experts(x, weights, k, **options)
+    check(function, normal(seed + 99, 2, 3, 4), weights, coordinates=4, directions=1, seed=seed, tolerance=1e-5)
+
+
+@fast
+@given(experts_and_k, st.booleans(), st.booleans(), seed)
+def test_the_gates_are_the_scores_of_the_chosen(sizes, bias, normalise, seed):
+    (experts, k), x = sizes, normal(seed, 6, 4)
+    weight = normal(seed + 1, experts, 4)
+    shift = normal(seed + 2, experts) if bias else None
+    (chosen, gates, p), _ = moe.route(x, weight, k, shift, normalise=normalise, scale=2.5)
+    logits = to_numpy(x @ weight.T)
+    scores = 1 / (1 + np.exp(-logits)) if bias else np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    best = np.argsort(-(scores + to_numpy(shift)) if bias else -scores, axis=1)[:, :k]
+    assert (np.sort(to_numpy(chosen), axis=1) == np.sort(best, axis=1)).all()
+    picked = np.take_along_axis(scores, to_numpy(chosen), axis=1)
+    close(gates, 2.5 * picked / (picked.sum(axis=1, keepdims=True) if normalise else 1))
+    close(p, scores / scores.sum(axis=1, keepdims=True))
+
+
+@fast
+@given(st.integers(1, 4), st.integers(2, 4), st.data(), seed)
+def test_a_token_keeps_to_its_best_groups(groups, in_group, data, seed):
+    used = data.draw(st.integers(1, groups))
+    k = data.draw(st.integers(1, used * in_group))
+    scores = normal(seed, 5, groups * in_group)
+    chosen = to_numpy(moe.choose(scores, k, groups, used))
+    for row, numbers in zip(to_numpy(scores), chosen, strict=True):
+        best_two = np.sort(row.reshape(groups, in_group), axis=1)[:, -2:].sum(axis=1)
+        allowed = np.argsort(-best_two)[:used]
+        candidates = [i for i in range(groups * in_group) if i // in_group in allowed]
+        assert set(numbers) == set(sorted(candidates, key=lambda i: -row[i])[:k])
+
+
+@fast
+@given(experts_and_k, seed)
+def test_the_order_of_the_tokens_and_other_sequences_do_not_matter(sizes, seed):
+    (experts, k), x = sizes, normal(seed, 2, 5, 4)
+    weights = layer(seed, 4, experts)
+    order = np.random.default_rng(seed).permutation(5)
+    (y, balance), _ = moe.mixture_of_experts(x, weights, k)
+    (moved, moved_balance), _ = moe.mixture_of_experts(x[:, order], weights, k)
+    close(moved, y[:, order])
+    assert moved_balance == pytest.approx(balance)
+    halves = [moe.mixture_of_experts(x[i : i + 1], weights, k)[0] for i in range(2)]
+    close(xp.concatenate([y for y, _ in halves]), y)
+    assert balance == pytest.approx(sum(balance for _, balance in halves) / 2)
+
+
+@fast
+@given(experts_and_k, st.integers(1, 3), st.integers(1, 8), seed)
+def test_the_balance_loss_is_its_formula_and_one_for_an_even_load(sizes, batch, time, seed):
+    (experts, k), p = sizes, abs(normal(seed, batch, time, sizes[0])) + 0.1
+    p /= p.sum(axis=-1, keepdims=True)
+    chosen = any_choice(seed, batch * time, experts, k).reshape(batch, time, k)
+    loss, _ = moe.load_balance(p, chosen)
+    by_hand = 0.0
+    for row, numbers in zip(to_numpy(p), to_numpy(chosen), strict=True):
+        for i in range(experts):
+            by_hand += experts * (numbers == i).sum() / (time * k) * row[:, i].mean() / batch
+    assert loss == pytest.approx(by_hand)
+    check(lambda p: moe.load_balance(p, chosen), p)
+    even = xp.full((1, experts, experts), 1 / experts)
+    each_once = (xp.arange(experts)[:, None] + xp.arange(k)) % experts
+    assert moe.load_balance(even, each_once[None])[0] == pytest.approx(1)
+
+
+def test_the_bias_lifts_who_has_little_to_do():
+    bias = xp.zeros(4)
+    moe.adjust_bias(bias, xp.asarray([10, 2, 4, 0]), speed=0.1)
+    close(bias, [-0.1, 0.1, 0, 0.1])
+
+
+@pytest.mark.parametrize("way", ["auxiliary loss", "bias"])
+def test_both_remedies_even_out_a_router_that_prefers_one_expert(way):
+    weights, x = layer(0, 8, 6, bias=way == "bias"), normal(1, 4, 50, 8) + 2 * normal(0, 6, 8)[:1]
+    weights["gate.weight"] *= 0.2
+    busiest = []
+    for _ in range(300):
+        observed = {}
+        _, backward = moe.mixture_of_experts(x, weights, 2, observed)
+        busiest.append(float(observed["load"].max() / observed["load"].mean()))
+        if way == "bias":
+            moe.adjust_bias(weights["gate.e_score_correction_bias"], observed["load"], 0.01)
+        else:
+            _, dweights = backward(xp.zeros_like(x), 1.0)
+            weights["gate.weight"] -= 1.0 * dweights["gate.weight"]
+    assert busiest[0] > 2.5 and np.mean(busiest[-20:]) < 1.5
+
+
+def test_python_runs_once_an_expert_however_many_tokens_there_are():
+    weights, counts = layer(0, 4, 8), []
+    weights["gate.weight"] *= 0.1  # every expert has something to do
+    for tokens in 500, 5000:
+        x, calls = normal(0, 1, tokens, 4), []
+        sys.setprofile(lambda frame, event, argument, calls=calls: calls.append(event) if "call" in event else None)
+        try:
+            _, backward = moe.mixture_of_experts(x, weights, 2)
+            backward(x)
+        finally:
+            sys.setprofile(None)
+        counts.append(len(calls))
+    assert counts[1] < 1.05 * counts[0]  # the rest is what NumPy calls by itself
