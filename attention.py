@@ -8,7 +8,8 @@ The scores q kᵀ are a (queries, keys) matrix, so time and memory grow with the
 Flash attention computes the same numbers tile by tile and never holds that matrix. Sparse attention lets a
 query see a subset of the keys only: with a window of w, time falls to O(n w), as tiles that hold nothing are
 skipped. The key-value cache keeps k and v of the tokens already read, so that generating a token costs one
-query instead of n.
+query instead of n. Latent attention makes that cache small: it keeps one short vector a token, of which the keys
+and values of all heads are made.
 
 Shapes: q (batch, heads, queries, dim), k and v (batch, kv_heads, keys, dim). Where kv_heads < heads, each
 key head serves heads / kv_heads consecutive query heads: all of them in multi-query attention (Shazeer
@@ -311,9 +312,9 @@ def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=Non
 
     w_kv = weights["kv_b_proj.weight"].reshape(heads, nope + v_dim, rank)
     if absorb is None:
-        # per key, absorbing makes every query's score and value longer, by 2 rank - nope - v_dim numbers a head,
-        # and saves to expand the key, rank · (nope + v_dim)
-        absorb = time * (2 * rank - nope - v_dim) < rank * (nope + v_dim) and cache is not None
+        # for each key and head, a query multiplies 2 rank + turning numbers if it absorbs, and nope + turning + v_dim
+        # if not; but then the key has to be expanded first, rank · (nope + v_dim), though once for all queries
+        absorb = cache is not None and time * (2 * rank - nope - v_dim) < rank * (nope + v_dim)
     attend = absorbed_attention if absorb else expanded_attention
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     y, attend_backward = attend(q, latent, w_kv, v_dim, scale=scale, **mask)
@@ -442,6 +443,7 @@ def demo():
     print("\nkey-value cache, bytes a token and layer in float32, 8 heads of 64:")
     for name, kv_heads in ("multi-head", 8), ("grouped-query", 2), ("multi-query", 1):
         print(f"  {name:14} {kv_heads} key heads {2 * kv_heads * 64 * 4:6,}")
+    print(f"  latent         rank {4 * 64} + 32{(4 * 64 + 32) * 4:6,}   (keys and values of their own for all 8 heads)")
     q, k, v = qkv(4, 4, 1024)
     cache, times = KVCache(), [time.perf_counter()]
     for i in range(1024):
