@@ -2,7 +2,7 @@
 
 Llama 3.2 1B, Qwen3 4B and SmolLM3 3B are dense: every token passes through every weight. Qwen3 235B-A22B,
 DeepSeek V3 and Kimi K2 send each token to a few of many experts (moe.py), and the last two keep one small
-latent vector a token instead of keys and values (attention.py). All six are one model (model.py) with
+latent vector per token instead of keys and values (attention.py). All six are one model (model.py) with
 other sizes and switches, the fields of `Config`, which have their names in the published config.json.
 
 `shapes` gives every weight by its published name, so sizes and costs are computed without allocating one.
@@ -13,25 +13,6 @@ import math
 from dataclasses import dataclass
 
 import posenc
-
-# ------------------------------------------------------------------------------------------ the published six
-
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-DEEPSEEK_SCALING = {
-    "rope_type": "yarn",
-    "factor": 40.0,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 4096,
-}
 
 
 @dataclass(frozen=True)
@@ -110,71 +91,8 @@ class Config:
         stretched = self.rope_scaling or {}
         return scale * posenc.sharpening(stretched.get("factor") or 1, stretched.get("mscale_all_dim")) ** 2
 
-    @classmethod
-    def from_dict(cls, published):
-        """Reads a config.json, in its older form (rope_theta, rope_scaling) or newer (rope_parameters).
-
-        Raises ValueError where it asks for something this model does not have.
-        """
-        kind = ALIASES.get(published.get("model_type"), published.get("model_type"))
-        if kind not in FAMILIES:
-            raise ValueError(f"model_type {kind!r} is not one of {', '.join([*FAMILIES, *ALIASES])}")
-        _, defaults, newer_names = FAMILIES[kind]
-        published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
-        fields = {}
-        for field in dataclasses.fields(cls):
-            value = published.get(field.name)
-            if value is not None:
-                value = tuple(value) if isinstance(value, list) else value
-                value = float(value) if field.type in (float, float | None) and type(value) is int else value
-                if not isinstance(value, field.type) or (type(value) is int and value < 0):
-                    raise ValueError(f"config.json cannot have {field.name} = {value!r}")
-                fields[field.name] = value
-        missing = [name for name in REQUIRED if not fields.get(name)]
-        if missing:
-            raise ValueError(f"config.json gives no {', '.join(missing)}")
-        heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
-        fields.setdefault("num_key_value_heads", heads)
-        fields["head_dim"] = fields.get("qk_rope_head_dim") or fields.get("head_dim") or fields["hidden_size"] // heads
-        rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"config.json cannot have rope_parameters = {rope!r}")
-        if rope:
-            fields["rope_theta"] = rope.get("rope_theta", published.get("rope_theta", 10000.0))
-            plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-            fields["rope_scaling"] = None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}
-        if kind == "smollm3" and "no_rope_layers" not in fields:
-            every = published.get("no_rope_layer_interval", 4)
-            fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
-        if kind == "qwen3_moe" and published.get("use_sliding_window"):
-            fields["layer_types"] = ("sliding_attention",) * layers
-        config = cls(**fields)
-        config._refuse_what_is_not_here(published, rope)
-        config.check()
-        return config
-
-    def _refuse_what_is_not_here(self, published, rope):
-        types = set(self.layer_types or ())
-        latent = self.kv_lora_rank is not None
-        quantization = published.get("quantization_config")
-        lacking = {
-            "hidden_act": published.get("hidden_act", "silu") not in ("silu", "swish"),
-            "quantization_config": quantization and not is_block_fp8(quantization),
-            "partial_rotary_factor": {d.get("partial_rotary_factor", 1.0) for d in (rope, published)} != {1.0},
-            "use_sliding_window": published.get("use_sliding_window") and not self.layer_types,
-            "layer_types": types - {"full_attention", "sliding_attention"},
-            "sliding_window": "sliding_attention" in types and not self.sliding_window,
-            "scoring_func": latent and published.get("scoring_func", "sigmoid") != "sigmoid",
-            "topk_method": latent and published.get("topk_method", "noaux_tc") != "noaux_tc",
-            "moe_layer_freq": latent and published.get("moe_layer_freq", 1) != 1,
-            "num_nextn_predict_layers": (self.num_nextn_predict_layers or 0) > 1,
-        }
-        for name, wanted in lacking.items():
-            if wanted:
-                raise ValueError(f"config.json asks for {name} = {published.get(name)!r}, which is not here")
-
     def check(self):
-        """Raises ValueError where the sizes do not fit each other."""
+        """Raises ValueError where the sizes do not fit each other, or posenc lacks what rope_scaling asks for."""
         layers, kv_heads = self.num_hidden_layers, self.num_key_value_heads
         if not kv_heads or self.num_attention_heads % kv_heads or not self.head_dim or self.head_dim % 2:
             raise ValueError("the heads must be a multiple of the key-value heads, and head_dim even")
@@ -193,87 +111,31 @@ class Config:
                     f"of size {self.moe_intermediate_size}"
                 )
         if self.kv_lora_rank is not None:
-            sizes = "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"
-            absent = [name for name in sizes if not getattr(self, name)] + ["q_lora_rank"] * (self.q_lora_rank == 0)
-            if absent:
-                raise ValueError(f"config.json gives no {', '.join(absent)}")
-        posenc.rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)  # refuses what it lacks
-
-    def to_dict(self):
-        """The config.json that transformers reads."""
-        published = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        published |= {
-            "architectures": [FAMILIES[self.model_type][0]],
-            "hidden_act": "silu",
-            "dtype": "float32",
-        }
-        if self.model_type != "llama":  # there these have other defaults, or None switches the window off
-            published |= {"use_sliding_window": self.sliding_window is not None, "pad_token_id": None}
-        if self.kv_lora_rank is not None:  # as does None the low rank of the queries
-            published["q_lora_rank"] = self.q_lora_rank
-        return published
+            sizes = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
+            sizes += [] if self.q_lora_rank is None else ["q_lora_rank"]
+            for name in sizes:
+                if not getattr(self, name):
+                    raise ValueError(f"latent attention cannot have {name} = {getattr(self, name)}")
+        posenc.rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling, self.max_position_embeddings)
 
 
-def is_block_fp8(quantization):
-    """Whether a quantization_config describes DeepSeek's 8-bit floats, with a scale for each block of a matrix."""
-    block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-    return (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(type(n) is int and n > 0 for n in block)
-        and quantization.get("quant_method") == "fp8"
-        and quantization.get("fmt", "e4m3") == "e4m3"
-    )
-
-
-# model_type: its class in transformers; what a field that config.json leaves out means there; and what newer files
-# call a field
-FAMILIES = {
-    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}, {}),
-    "qwen3": ("Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}, {}),
-    "smollm3": (
-        "SmolLM3ForCausalLM",
-        {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True},
-        {},
-    ),
-    "qwen3_moe": (
-        "Qwen3MoeForCausalLM",
-        {
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 4,
-            "num_experts": 128,
-            "num_experts_per_tok": 8,
-            "moe_intermediate_size": 768,
-            "norm_topk_prob": False,
-            "decoder_sparse_step": 1,
-        },
-        {"num_local_experts": "num_experts"},
-    ),
-    "deepseek_v3": (
-        "DeepseekV3ForCausalLM",
-        {
-            "max_position_embeddings": 4096,
-            "n_routed_experts": 256,
-            "num_experts_per_tok": 8,
-            "moe_intermediate_size": 2048,
-            "n_shared_experts": 1,
-            "norm_topk_prob": True,
-            "routed_scaling_factor": 2.5,
-            "n_group": 8,
-            "topk_group": 4,
-            "first_k_dense_replace": 3,
-            "q_lora_rank": 1536,
-            "kv_lora_rank": 512,
-            "qk_nope_head_dim": 128,
-            "qk_rope_head_dim": 64,
-            "v_head_dim": 128,
-            "rope_interleave": True,
-        },
-        {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
-    ),
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
-ALIASES = {"kimi_k2": "deepseek_v3"}  # Kimi K2 is DeepSeek V3 with other numbers, and transformers knows it as such
-REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+DEEPSEEK_SCALING = {
+    "rope_type": "yarn",
+    "factor": 40.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+}
+
 
 ARCHITECTURES = {
     "llama3.2": Config(  # 1B

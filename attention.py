@@ -8,7 +8,7 @@ The scores q kᵀ are a (queries, keys) matrix, so time and memory grow with the
 Flash attention computes the same numbers tile by tile and never holds that matrix. Sparse attention lets a
 query see a subset of the keys only: with a window of w, time falls to O(n w), as tiles that hold nothing are
 skipped. The key-value cache keeps k and v of the tokens already read, so that generating a token costs one
-query instead of n. Latent attention makes that cache small: it keeps one short vector a token, of which the keys
+query instead of n. Latent attention makes that cache small: it keeps one short vector per token, of which the keys
 and values of all heads are made.
 
 Shapes: q (batch, heads, queries, dim), k and v (batch, kv_heads, keys, dim). Where kv_heads < heads, each
@@ -82,7 +82,7 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
 
     causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None.
     slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None.
-    observed: a dict, or None, in which "largest_scores" is set to the largest score of each head, (heads,).
+    observed: a dict, or None, in which "max_logits" is set to the largest score of each head, (heads,).
     Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
     """
     batch, heads, queries, dim = q.shape
@@ -156,7 +156,7 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
         log_total.append(m + xp.log(l))
         largest.append(m.reshape(batch, heads, -1).max(axis=(0, 2)))
     if observed is not None:
-        observed["largest_scores"] = xp.stack(largest).max(axis=0)
+        observed["max_logits"] = xp.stack(largest).max(axis=0)
 
     def backward(dy):
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
@@ -217,13 +217,14 @@ def join_heads(x):
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None, **mask):
+def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None, **options):
     """Grouped-query attention of a block: project, normalise, rotate, attend, join the heads, project.
 
-    x: (batch, time, hidden). weights: {q,k,v,o}_proj.weight, with .bias where the model has them, and
-    {q,k}_norm.weight where it normalises the queries and keys of each head (QK-norm, after Henry et al. 2020).
+    x: (batch, time, hidden). weights: q_proj.weight (heads · dim, hidden), {k,v}_proj.weight (kv_heads · dim, hidden)
+    and o_proj.weight (hidden, heads · dim), with .bias where the model has them, and {q,k}_norm.weight (dim,) where it
+    normalises the queries and keys of each head (QK-norm, after Henry et al. 2020), with eps.
     rope: (cos, sin) of posenc.rope_tables, or None for no position. cache: a KVCache, which is appended to.
-    mask: causal, window, padding, slopes and observed of flash_attention.
+    options: causal, window, padding, slopes and observed of flash_attention.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
     """
     time = x.shape[1]
@@ -253,7 +254,7 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
     v = split_heads(v, kv_heads)
     if cache is not None:
         k, v = cache.append(k, v)
-    y, flash_backward = flash_attention(q, k, v, **mask)
+    y, flash_backward = flash_attention(q, k, v, **options)
     y, o_backward = project(join_heads(y), weights, "o_proj")
 
     def backward(dy):
@@ -272,65 +273,68 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
 # --- multi-head latent attention ---
 
 
-def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=None, cache=None, absorb=None, **mask):
-    """Multi-head latent attention (DeepSeek V2, DeepSeek-AI 2024, section 2.1): the keys and values of all heads
-    are made from one latent vector a token, and only that is kept in the cache.
+def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=None, cache=None, absorb=None, **options):
+    """Multi-head latent attention (DeepSeek V2, DeepSeek-AI 2024a, section 2.1): the keys and values of all heads
+    are made of one latent vector c per token, and only c is kept in the cache, with one key for the positions.
 
-        c = norm(W_a x)                      the latent, (time, rank), much smaller than heads · dim
-        kᵢ = [W_kᵢ c ; R(p) k_rope]          a head's key: a part without position and one that RoPE turns,
-        vᵢ = W_vᵢ c                          which does not depend on the head
-        qᵢ = [W_qᵢ x ; R(p) W_q'ᵢ x]
+        [c' ; r] = W_a x,   c = norm(c')           rank and rope_dim numbers, far fewer than heads · dim
+        [nᵢ ; vᵢ] = W_bᵢ c                         of head i: a key without position, nope_dim, and the value, v_dim
+        kᵢ = [nᵢ ; R(p) r]                         the key: RoPE turns a part of its own, the same for all heads,
+        qᵢ = [mᵢ ; R(p) sᵢ],  [mᵢ ; sᵢ] = W_qᵢ x   as between qᵢ and nᵢ it would stand in the way of `absorb`
 
-    x: (batch, time, hidden). weights: q_proj, or q_a_proj, q_a_layernorm and q_b_proj where the queries pass
-    through a low rank too; kv_a_proj_with_mqa, for c and k_rope; kv_a_layernorm; kv_b_proj, the W_k and W_v of all
-    heads; o_proj. v_dim: size of a head's value. rope: (cos, sin) for the part that turns. interleaved, scale: of
-    posenc.rope and of flash_attention. cache: a KVCache, to which the latents are appended.
-    absorb: attend over the latents themselves (`absorbed_attention`), or make keys and values of them
-    (`expanded_attention`); None takes what costs less.
+    x: (batch, time, hidden). weights, by name: W_a is kv_a_proj_with_mqa.weight (rank + rope_dim, hidden), its norm
+    kv_a_layernorm.weight (rank,), W_b kv_b_proj.weight (heads · (nope_dim + v_dim), rank); W_q is q_proj.weight
+    (heads · (nope_dim + rope_dim), hidden) or, through a low rank too, q_a_proj, q_a_layernorm and q_b_proj; and
+    o_proj.weight (hidden, heads · v_dim). rope: (cos, sin) for rope_dim. interleaved, scale: of posenc.rope and of
+    flash_attention. cache: a KVCache, to which the latents are appended. absorb: attend over the latents themselves
+    (`absorbed_attention`), or make keys and values of them (`expanded_attention`); None takes what costs less.
+    options: causal, window, padding and observed of flash_attention.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
     """
-    time, rank, turning = x.shape[1], weights["kv_a_layernorm.weight"].shape[0], 2 * rope[0].shape[-1]
+    time, rank, rope_dim = x.shape[1], weights["kv_a_layernorm.weight"].shape[0], 2 * rope[0].shape[-1]
 
     low_rank = "q_a_proj.weight" in weights
-    if low_rank:
+    if low_rank:  # both norms have the eps of 1e-6 of the published code, whatever the config gives the others
         low, q_a_backward = project(x, weights, "q_a_proj")
         low, q_norm_backward = rms_norm(low, weights["q_a_layernorm.weight"])
         q, q_backward = project(low, weights, "q_b_proj")
     else:
         q, q_backward = project(x, weights, "q_proj")
-    q = split_heads(q, heads)  # (batch, heads, time, nope + turning)
-    nope = q.shape[-1] - turning
-    turned, turn_q_backward = rotate(q[..., nope:], *rope, interleaved)
-    q = xp.concatenate([q[..., :nope], turned], axis=-1)
+    q = split_heads(q, heads)  # (batch, heads, time, nope_dim + rope_dim)
+    nope_dim = q.shape[-1] - rope_dim
+    rotated, rotate_q_backward = rotate(q[..., nope_dim:], *rope, interleaved)
+    q = xp.concatenate([q[..., :nope_dim], rotated], axis=-1)
 
     down, down_backward = project(x, weights, "kv_a_proj_with_mqa")
     c, norm_backward = rms_norm(down[..., :rank], weights["kv_a_layernorm.weight"])
-    k_rope, turn_k_backward = rotate(down[:, None, :, rank:], *rope, interleaved)
-    latent = xp.concatenate([c[:, None], k_rope], axis=-1)  # (batch, 1, time, rank + turning)
+    rotated, rotate_k_backward = rotate(down[:, None, :, rank:], *rope, interleaved)
+    latent = xp.concatenate([c[:, None], rotated], axis=-1)  # (batch, 1, time, rank + rope_dim)
     if cache is not None:
         (latent,) = cache.append(latent)
 
-    w_kv = weights["kv_b_proj.weight"].reshape(heads, nope + v_dim, rank)
+    w_b = weights["kv_b_proj.weight"].reshape(heads, nope_dim + v_dim, rank)
     if absorb is None:
-        # for each key and head, a query multiplies 2 rank + turning numbers if it absorbs, and nope + turning + v_dim
-        # if not; but then the key has to be expanded first, rank · (nope + v_dim), though once for all queries
-        absorb = cache is not None and time * (2 * rank - nope - v_dim) < rank * (nope + v_dim)
+        # Multiplications per key and head. Expanding a key is done once for all queries, and in training, where
+        # there are as many queries as keys, it always pays.
+        absorbed = time * (2 * rank + rope_dim)
+        expanded = time * (nope_dim + rope_dim + v_dim) + rank * (nope_dim + v_dim)
+        absorb = cache is not None and absorbed < expanded
     attend = absorbed_attention if absorb else expanded_attention
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    y, attend_backward = attend(q, latent, w_kv, v_dim, scale=scale, **mask)
+    y, attend_backward = attend(q, latent, w_b, v_dim, scale=scale, **options)
     y, o_backward = project(join_heads(y), weights, "o_proj")
 
     def backward(dy):
         dy, dweights = o_backward(dy)
-        dq, dlatent, dw_kv = attend_backward(split_heads(dy, heads))
-        dweights["kv_b_proj.weight"] = dw_kv.reshape(-1, rank)
+        dq, dlatent, dw_b = attend_backward(split_heads(dy, heads))
+        dweights["kv_b_proj.weight"] = dw_b.reshape(-1, rank)
 
         dlatent = dlatent[:, :, -time:]
         dc, dweights["kv_a_layernorm.weight"] = norm_backward(dlatent[:, 0, :, :rank])
-        ddown = xp.concatenate([dc, turn_k_backward(dlatent[..., rank:])[:, 0]], axis=-1)
+        ddown = xp.concatenate([dc, rotate_k_backward(dlatent[..., rank:])[:, 0]], axis=-1)
         dx, ddown_weights = down_backward(ddown)
 
-        dq = xp.concatenate([dq[..., :nope], turn_q_backward(dq[..., nope:])], axis=-1)
+        dq = xp.concatenate([dq[..., :nope_dim], rotate_q_backward(dq[..., nope_dim:])], axis=-1)
         dlow, dq_weights = q_backward(join_heads(dq))
         if low_rank:
             dlow, dweights["q_a_layernorm.weight"] = q_norm_backward(dlow)
@@ -342,52 +346,54 @@ def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=Non
     return y, backward
 
 
-def expanded_attention(q, latent, w_kv, v_dim, **options):
+def expanded_attention(q, latent, w_b, v_dim, **options):
     """Makes each head's keys and values of the latents, and attends as ever: for many queries at once.
 
-    q: (batch, heads, queries, nope + turning). latent: (batch, 1, keys, rank + turning), c and k_rope beside each
-    other. w_kv: (heads, nope + v_dim, rank), a head's W_k above its W_v. options: of flash_attention.
-    Returns y (batch, heads, queries, v_dim) and backward(dy) -> (dq, dlatent, dw_kv).
+    q: (batch, heads, queries, nope_dim + rope_dim). latent: (batch, 1, keys, rank + rope_dim), c and the
+    rotated r beside each other. w_b: (heads, nope_dim + v_dim, rank). options: of flash_attention.
+    Returns y (batch, heads, queries, v_dim) and backward(dy) -> (dq, dlatent, dw_b).
     """
-    rank = w_kv.shape[-1]
-    nope = w_kv.shape[1] - v_dim
+    rank = w_b.shape[-1]
+    nope_dim = w_b.shape[1] - v_dim
     c = latent[..., :rank]
-    kv = c @ w_kv.swapaxes(-1, -2)  # (batch, heads, keys, nope + v_dim)
+    kv = c @ w_b.swapaxes(-1, -2)  # (batch, heads, keys, nope_dim + v_dim)
     k = xp.empty((*kv.shape[:3], q.shape[-1]), kv.dtype)
-    k[..., :nope], k[..., nope:] = kv[..., :nope], latent[..., rank:]
-    y, attend_backward = flash_attention(q, k, kv[..., nope:], **options)
+    k[..., :nope_dim], k[..., nope_dim:] = kv[..., :nope_dim], latent[..., rank:]
+    y, attend_backward = flash_attention(q, k, kv[..., nope_dim:], **options)
 
     def backward(dy):
         dq, dk, dv = attend_backward(dy)
-        dkv = xp.concatenate([dk[..., :nope], dv], axis=-1)
-        dc = (dkv @ w_kv).sum(axis=1, keepdims=True)
-        dw_kv = (dkv.swapaxes(-1, -2) @ c).sum(axis=0)
-        return dq, xp.concatenate([dc, dk[..., nope:].sum(axis=1, keepdims=True)], axis=-1), dw_kv
+        dkv = xp.concatenate([dk[..., :nope_dim], dv], axis=-1)
+        dc = (dkv @ w_b).sum(axis=1, keepdims=True)
+        dw_b = (dkv.swapaxes(-1, -2) @ c).sum(axis=0)
+        return dq, xp.concatenate([dc, dk[..., nope_dim:].sum(axis=1, keepdims=True)], axis=-1), dw_b
 
     return y, backward
 
 
-def absorbed_attention(q, latent, w_kv, v_dim, **options):
+def absorbed_attention(q, latent, w_b, v_dim, **options):
     """The same without ever making a key or a value: for a few queries and many cached latents.
 
-    As qᵀ (W_k c) = (W_kᵀ q)ᵀ c, the query takes W_k upon itself, and as Σ p (W_v c) = W_v Σ p c, the output takes
-    W_v. What is left is multi-query attention: one key [c ; k_rope] and one value c for all heads.
+    With W_b = [W_n ; W_v]: as mᵀ (W_n c) = (W_nᵀ m)ᵀ c, the query takes W_n upon itself, and as Σ p (W_v c) =
+    W_v Σ p c, the output takes W_v. What is left is multi-query attention: one key [c ; R(p) r] and one value c for
+    all heads.
     Arguments and result as of `expanded_attention`.
     """
-    rank = w_kv.shape[-1]
-    nope = w_kv.shape[1] - v_dim
-    w_k, w_v = w_kv[:, :nope], w_kv[:, nope:]
-    q_long = xp.concatenate([q[..., :nope] @ w_k, q[..., nope:]], axis=-1)  # (batch, heads, queries, rank + turning)
+    rank = w_b.shape[-1]
+    nope_dim = w_b.shape[1] - v_dim
+    w_n, w_v = w_b[:, :nope_dim], w_b[:, nope_dim:]
+    # (batch, heads, queries, rank + rope_dim)
+    q_long = xp.concatenate([q[..., :nope_dim] @ w_n, q[..., nope_dim:]], axis=-1)
     c_sum, attend_backward = flash_attention(q_long, latent, latent[..., :rank], **options)
     y = c_sum @ w_v.swapaxes(-1, -2)
 
     def backward(dy):
         dq_long, dlatent, dc = attend_backward(dy @ w_v)
         dlatent[..., :rank] += dc
-        dq = xp.concatenate([dq_long[..., :rank] @ w_k.swapaxes(-1, -2), dq_long[..., rank:]], axis=-1)
-        dw_k = (q[..., :nope].swapaxes(-1, -2) @ dq_long[..., :rank]).sum(axis=0)
+        dq = xp.concatenate([dq_long[..., :rank] @ w_n.swapaxes(-1, -2), dq_long[..., rank:]], axis=-1)
+        dw_n = (q[..., :nope_dim].swapaxes(-1, -2) @ dq_long[..., :rank]).sum(axis=0)
         dw_v = (dy.swapaxes(-1, -2) @ c_sum).sum(axis=0)
-        return dq, dlatent, xp.concatenate([dw_k, dw_v], axis=1)
+        return dq, dlatent, xp.concatenate([dw_n, dw_v], axis=1)
 
     return y, backward
 

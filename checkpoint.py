@@ -3,19 +3,23 @@
     config.json          the sizes and switches, see architectures.Config
     model.safetensors    the weights, by name; large models come in several such files and an index of them
 
-A checkpoint is somebody else's file. Whatever its header claims is checked before it is used, and what does not fit
-is refused with one sentence. A checkpoint that is written replaces its forerunner whole or not at all.
+A checkpoint is somebody else's file. Whatever it claims is checked before it is used, and what does not fit, or
+what the model does not have, is refused with one sentence. What is written replaces its forerunner file by file,
+each whole or not at all.
 """
 
 import dataclasses
 import json
 import math
 import os
+from contextlib import suppress
 
 import numpy as np
 
-from architectures import Config, is_block_fp8, shapes
+from architectures import Config, shapes
 from backend import to_numpy, xp
+
+# ------------------------------------------------------------------------------------------ *.safetensors
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1"}
 
@@ -79,10 +83,10 @@ def _as_float(array, kind):
     if kind == "BF16":  # the upper half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
     if kind == "F8_E4M3":  # a sign, 4 bits of exponent and 3 of fraction (Micikevicius et al. 2022): 256 numbers
-        sign, exponent, fraction = (-1.0) ** np.arange(2), np.arange(16)[:, None], np.arange(8) / 8
+        exponent, fraction = np.arange(16)[:, None], np.arange(8) / 8
         positive = np.where(exponent == 0, fraction * 2.0**-6, (1 + fraction) * 2.0 ** (exponent - 7.0)).ravel()
         positive[-1] = np.nan
-        return np.outer(sign, positive).ravel().astype(np.float32)[array]
+        return np.concatenate([positive, -positive]).astype(np.float32)[array]
     return array
 
 
@@ -99,18 +103,18 @@ def load(folder, dtype=np.float32):
     generation = os.path.join(folder, "generation_config.json")  # knows all the tokens that end an answer
     if os.path.exists(generation):
         published["eos_token_id"] = read_json(generation).get("eos_token_id", published.get("eos_token_id"))
-    config = Config.from_dict(published)
+    config = config_from_json(published)
     stored = _mapped_shards(folder)
     scales = {name.removesuffix("_scale_inv"): stored.pop(name) for name in list(stored) if name.endswith("_scale_inv")}
-    if scales and not is_block_fp8(published.get("quantization_config")):
+    if scales and not _is_block_fp8(published.get("quantization_config")):
         raise ValueError(f"{folder} has scales for {min(scales)}, and config.json has no quantization_config for them")
 
-    further = f"model.layers.{config.num_hidden_layers}."  # the layer for the token after the next
+    mtp_layer = f"model.layers.{config.num_hidden_layers}."  # see model.multi_token_prediction
     if config.num_nextn_predict_layers:
-        if not any(name.startswith(further) for name in stored):
+        if not any(name.startswith(mtp_layer) for name in stored):
             config = dataclasses.replace(config, num_nextn_predict_layers=0)
         for name in "embed_tokens.weight", "shared_head.head.weight":  # copies of the model's own
-            stored.pop(further + name, None)
+            stored.pop(mtp_layer + name, None)
     wanted = shapes(config)
     for name, shape in wanted.items():
         if name not in stored:
@@ -120,10 +124,6 @@ def load(folder, dtype=np.float32):
     unknown = set(stored) - set(wanted) - {"lm_head.weight"}  # a tied head is sometimes stored a second time
     if unknown:
         raise ValueError(f"{folder} has a weight {min(unknown)}, which this model does not have")
-
-    def number(name):
-        value = _as_float(*stored[name])
-        return _scaled(name, value, _as_float(*scales[name]), published) if name in scales else value
 
     # Generating a token takes as long as reading all weights. Those that are converted lie in one large array, whose
     # memory pages are large too, and along the longer side of each matrix (a fifth to a third faster for SmolLM2).
@@ -138,7 +138,10 @@ def load(folder, dtype=np.float32):
         start += part.size
         along = len(shape) == 2 and shape[0] >= shape[1]
         params[name] = part.reshape(shape[::-1]).T if along else part.reshape(shape)
-        params[name][...] = xp.asarray(number(name))
+        value = _as_float(*stored[name])
+        if name in scales:
+            value = _scaled(name, value, _as_float(*scales[name]), published)
+        params[name][...] = xp.asarray(value)
     return params, config
 
 
@@ -162,13 +165,171 @@ def _mapped_shards(folder):
 
 
 def _scaled(name, matrix, scale, published):
-    """The matrix with each block multiplied by its scale (DeepSeek-AI 2024, section 3.3)."""
+    """The matrix with each block multiplied by its scale (DeepSeek V3, DeepSeek-AI 2024b, section 3.3)."""
     block = published["quantization_config"]["weight_block_size"]
     if matrix.ndim != 2 or scale.shape != tuple(-(-n // b) for n, b in zip(matrix.shape, block, strict=True)):
         raise ValueError(f"the scales of {name} do not fit it")
     for axis, b in enumerate(block):
         scale = scale.repeat(b, axis=axis)
     return matrix * scale[: matrix.shape[0], : matrix.shape[1]]
+
+
+# ---------------------------------------------------------------------------------------------- config.json
+
+
+def config_from_json(published):
+    """A Config from what a config.json holds, in its older form (rope_theta, rope_scaling) or newer (rope_parameters).
+
+    Raises ValueError where it asks for something this model does not have, or where values do not fit.
+    """
+    kind = ALIASES.get(published.get("model_type"), published.get("model_type"))
+    if kind not in FAMILIES:
+        raise ValueError(f"model_type {kind!r} is not one of {', '.join([*FAMILIES, *ALIASES])}")
+    _, defaults, newer_names = FAMILIES[kind]
+    published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
+    rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"config.json cannot have rope_parameters = {rope!r}")
+    plain = (rope.get("rope_type") or rope.get("type") or "default") == "default"
+    published |= {"rope_scaling": None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}}
+    published |= {k: v for k, v in rope.items() if k == "rope_theta"}
+
+    fields = {field.name: _checked(field, published.get(field.name)) for field in dataclasses.fields(Config)}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    missing = [name for name in REQUIRED if not fields.get(name)]
+    if missing:
+        raise ValueError(f"config.json gives no {', '.join(missing)}")
+    heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
+    fields.setdefault("num_key_value_heads", heads)
+    fields["head_dim"] = fields.get("qk_rope_head_dim") or fields.get("head_dim") or fields["hidden_size"] // heads
+    if kind == "smollm3" and "no_rope_layers" not in fields:
+        every = published.get("no_rope_layer_interval") or 4
+        if type(every) is not int or every < 1:
+            raise ValueError(f"config.json cannot have no_rope_layer_interval = {every!r}")
+        fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
+    if kind == "qwen3_moe" and published.get("use_sliding_window"):
+        fields["layer_types"] = ("sliding_attention",) * layers
+    config = Config(**fields)
+    _refuse_what_is_not_here(config, published, rope)
+    config.check()
+    return config
+
+
+def _checked(field, value):
+    """The value of a field, with lists as tuples; ValueError where it is of another type or no size."""
+    value = tuple(value) if isinstance(value, list) else value
+    if field.type in (float, float | None) and type(value) is int:
+        value = float(value)
+    wanted_bool = field.type in (bool, bool | None)
+    fits = value is None or (wanted_bool if type(value) is bool else isinstance(value, field.type))
+    if type(value) in (int, float):
+        fits = fits and 0 <= value < MOST.get(field.name, 2**31)  # which no NaN is
+    if type(value) is tuple:
+        fits = fits and len(value) <= MOST["num_hidden_layers"] and all(type(x) in (int, str) for x in value)
+    if not fits:
+        raise ValueError(f"config.json cannot have {field.name} = {str(value)[:50]}")
+    return value
+
+
+def _refuse_what_is_not_here(config, published, rope):
+    def given(name, otherwise):
+        return otherwise if published.get(name) is None else published[name]
+
+    types = set(config.layer_types or ())
+    quantization = published.get("quantization_config")
+    lacking = {
+        "hidden_act": given("hidden_act", "silu") not in ("silu", "swish"),
+        "quantization_config": quantization and not _is_block_fp8(quantization),
+        "partial_rotary_factor": any((d.get("partial_rotary_factor") or 1.0) != 1.0 for d in (rope, published)),
+        "use_sliding_window": published.get("use_sliding_window") and not types,
+        "layer_types": types - {"full_attention", "sliding_attention"},
+        "sliding_window": "sliding_attention" in types and not config.sliding_window,
+        "scoring_func": given("scoring_func", "sigmoid") != "sigmoid",
+        "topk_method": given("topk_method", "noaux_tc") != "noaux_tc",
+        "moe_layer_freq": given("moe_layer_freq", 1) != 1,
+        "num_nextn_predict_layers": (config.num_nextn_predict_layers or 0) > 1,
+    }
+    for name, wanted in lacking.items():
+        if wanted:
+            raise ValueError(f"config.json asks for {name} = {str(published.get(name))[:200]}, which is not here")
+
+
+def _is_block_fp8(quantization):
+    """Whether a quantization_config describes DeepSeek's 8-bit floats, with a scale for each block of a matrix."""
+    block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
+    return (
+        isinstance(block, list)
+        and len(block) == 2
+        and all(type(n) is int and n > 0 for n in block)
+        and quantization.get("quant_method") == "fp8"
+        and quantization.get("fmt", "e4m3") == "e4m3"
+    )
+
+
+def config_to_json(config):
+    """The config.json, as a dict, that transformers reads."""
+    published = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
+    published |= {
+        "architectures": [FAMILIES[config.model_type][0]],
+        "hidden_act": "silu",
+        "dtype": "float32",
+    }
+    if config.model_type != "llama":  # there these have other defaults, or None switches the window off
+        published |= {"use_sliding_window": config.sliding_window is not None, "pad_token_id": None}
+    if config.kv_lora_rank is not None:  # as does None the low rank of the queries
+        published["q_lora_rank"] = config.q_lora_rank
+    return published
+
+
+# model_type: its class in transformers; what a field that config.json leaves out means there; and what newer files
+# call a field
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}, {}),
+    "qwen3": ("Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}, {}),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True},
+        {},
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        {
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 1,
+        },
+        {"num_local_experts": "num_experts"},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        {
+            "max_position_embeddings": 4096,
+            "n_routed_experts": 256,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 2048,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "n_group": 8,
+            "topk_group": 4,
+            "first_k_dense_replace": 3,
+            "q_lora_rank": 1536,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "rope_interleave": True,
+        },
+        {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    ),
+}
+ALIASES = {"kimi_k2": "deepseek_v3"}  # Kimi K2 is DeepSeek V3 with other numbers, and transformers knows it as such
+REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+MOST = {"num_hidden_layers": 10_000, "num_experts": 100_000, "n_routed_experts": 100_000}  # what no file can ask for
 
 
 def save(folder, params, config):
@@ -179,9 +340,11 @@ def save(folder, params, config):
     arrays = {name: np.ascontiguousarray(to_numpy(value)) for name, value in params.items()}
     weights = os.path.join(folder, "model.safetensors")
     replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"}))
+    with suppress(FileNotFoundError):  # of the shards of a forerunner, which would be read instead
+        os.remove(os.path.join(folder, "model.safetensors.index.json"))
     replace(
         os.path.join(folder, "config.json"),
-        lambda path: write_text(path, json.dumps(config.to_dict(), indent=2) + "\n"),
+        lambda path: write_text(path, json.dumps(config_to_json(config), indent=2) + "\n"),
     )
 
 

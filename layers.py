@@ -113,20 +113,30 @@ def layer_norm(x, weight, bias, eps=1e-5):
     return y + bias, backward
 
 
+def sigmoid(x):
+    """σ(x) = 1 / (1 + exp(-x)). Returns σ(x) and backward(dy) -> dx, both shaped like x."""
+    y = xp.tanh(x * 0.5)  # σ(x) = (1 + tanh(x/2)) / 2 cannot overflow, as exp(-x) can
+    y += 1
+    y *= 0.5
+
+    def backward(dy):
+        return dy * y * (1 - y)
+
+    return y, backward
+
+
 def silu(x):
     """silu(x) = x σ(x), also called swish (Hendrycks & Gimpel 2016; Ramachandran et al. 2017).
 
     Returns y and backward(dy) -> dx, both shaped like x.
     """
-    sigmoid = xp.tanh(x * 0.5)  # σ(x) = (1 + tanh(x/2)) / 2 cannot overflow, as exp(-x) can
-    sigmoid += 1
-    sigmoid *= 0.5
-    y = x * sigmoid
+    s, _ = sigmoid(x)
+    y = x * s
 
     def backward(dy):
         # y' = σ + xσ(1 - σ) = σ + y - yσ
-        dx = sigmoid + y
-        dx -= y * sigmoid
+        dx = s + y
+        dx -= y * s
         dx *= dy
         return dx
 

@@ -38,17 +38,17 @@ def block(x, weights, config, rope, observed=None, **options):
     x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them. rope: (cos, sin), or None
     for no positions. observed: a dict, or None, that is filled with what attention and experts observe. options:
     cache, causal, window and padding of the attention.
-    Returns (y, balance), shaped like x and the load-balancing loss of the layer's router, 0 without one, and
-    backward(dy, dbalance=0) -> (dx, dweights).
+    Returns ((y, aux_loss), backward): y like x; the load-balancing loss of the layer's router, 0 without one; and
+    backward(dy, daux_loss=0) -> (dx, dweights).
     """
     normed, norm1_backward = rms_norm(x, weights["input_layernorm"]["weight"], config.rms_norm_eps)
     attended, attention_backward = attend(normed, weights["self_attn"], config, rope, observed=observed, **options)
     middle = x + attended
     normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm"]["weight"], config.rms_norm_eps)
-    (fed, balance), feed_backward = feed_forward(normed, weights["mlp"], config, observed)
+    (fed, aux_loss), feed_backward = feed_forward(normed, weights["mlp"], config, observed)
 
-    def backward(dy, dbalance=0.0):
-        dnormed, dmlp = feed_backward(dy, dbalance)
+    def backward(dy, daux_loss=0.0):
+        dnormed, dmlp = feed_backward(dy, daux_loss)
         dmiddle, dnorm2 = norm2_backward(dnormed)
         dmiddle += dy  # the residual connection passes the gradient on unchanged
         dnormed, dattention = attention_backward(dmiddle)
@@ -57,7 +57,7 @@ def block(x, weights, config, rope, observed=None, **options):
         dnorms = {"input_layernorm": {"weight": dnorm1}, "post_attention_layernorm": {"weight": dnorm2}}
         return dx, dnorms | {"self_attn": dattention, "mlp": dmlp}
 
-    return (middle + fed, balance), backward
+    return (middle + fed, aux_loss), backward
 
 
 def attend(x, weights, config, rope, **options):
@@ -72,12 +72,12 @@ def attend(x, weights, config, rope, **options):
 def feed_forward(x, weights, config, observed=None):
     """A mixture of experts, or one SwiGLU where the layer has no router. Returns and takes what `block` does."""
     if "gate.weight" in weights:
-        groups, used_groups = config.n_group or 1, config.topk_group or 1
+        routing = {"n_group": config.n_group or 1, "topk_group": config.topk_group or 1}
         scale = 1.0 if config.routed_scaling_factor is None else config.routed_scaling_factor
-        routing = {"groups": groups, "used_groups": used_groups, "normalise": config.norm_topk_prob, "scale": scale}
+        routing |= {"normalise": config.norm_topk_prob, "scale": scale}
         return mixture_of_experts(x, weights, config.num_experts_per_tok, observed, **routing)
     y, swiglu_backward = swiglu(x, weights)
-    return (y, 0.0), lambda dy, dbalance=0.0: swiglu_backward(dy)
+    return (y, 0.0), lambda dy, daux_loss=0.0: swiglu_backward(dy)
 
 
 def by_layer(params):
@@ -97,7 +97,7 @@ def with_layer(i, dweights):
     return {f"model.layers.{i}.{module}.{name}": g for module, grads in dweights.items() for name, g in grads.items()}
 
 
-def rope_tables(config, positions, dtype):
+def rope_for(config, positions, dtype):
     """cos and sin at the positions, as the config asks for them."""
     frequencies, factor = posenc.rope_frequencies(
         config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
@@ -108,13 +108,12 @@ def rope_tables(config, positions, dtype):
 def transformer(params, config, tokens, cache=None, padding=None, observed=None):
     """Everything but the head.
 
-    tokens: (batch, time) integers. cache: a list of one KVCache a layer, appended to, for generation.
+    tokens: (batch, time) integers. cache: a list of one KVCache per layer, appended to, for generation.
     padding: (batch, earlier and new tokens) booleans, False where a row is filled up on its left; None = nowhere.
-    observed: a dict, or None, in which observed[layer] becomes a dict of what the layer observed: "largest_scores"
+    observed: a dict, or None, in which observed[layer] becomes a dict of what the layer observed: "max_logits"
     of its heads and the "load" of its experts.
-    Returns (hidden, balance), (batch, time, hidden_size) and the sum of the load-balancing losses, and
-    backward(dhidden, dbalance=0) -> grads. With a cache the activations are freed on the way, and there is no
-    backward.
+    Returns ((hidden, aux_loss), backward): (batch, time, hidden_size), the sum of the load-balancing losses, and
+    backward(dhidden, daux_loss=0) -> grads. With a cache the activations are freed on the way, and backward is None.
     """
     start = cache[0].length if cache else 0
     time = tokens.shape[1]
@@ -122,13 +121,13 @@ def transformer(params, config, tokens, cache=None, padding=None, observed=None)
     if padding is not None:  # a row's first real token is at position 0
         positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
     table = params["model.embed_tokens.weight"]
-    rope = rope_tables(config, positions, table.dtype)
+    rope = rope_for(config, positions, table.dtype)
     layers = by_layer(params)
 
     x, embed_backward = embedding(tokens, table)
-    backwards, balance = [], 0.0
+    backwards, aux_loss = [], 0.0
     for i in range(config.num_hidden_layers):
-        (x, layer_balance), block_backward = block(
+        (x, layer_aux_loss), block_backward = block(
             x,
             layers[i],
             config,
@@ -139,21 +138,21 @@ def transformer(params, config, tokens, cache=None, padding=None, observed=None)
             window=config.window(i),
             padding=padding,
         )
-        balance += layer_balance
+        aux_loss += layer_aux_loss
         if cache is None:
             backwards.append(block_backward)
     hidden, norm_backward = rms_norm(x, params["model.norm.weight"], config.rms_norm_eps)
 
-    def backward(dhidden, dbalance=0.0):
+    def backward(dhidden, daux_loss=0.0):
         grads = {}
         dx, grads["model.norm.weight"] = norm_backward(dhidden)
         for i in reversed(range(config.num_hidden_layers)):
-            dx, dweights = backwards[i](dx, dbalance)
+            dx, dweights = backwards[i](dx, daux_loss)
             grads |= with_layer(i, dweights)
         grads["model.embed_tokens.weight"] = embed_backward(dx)
         return grads
 
-    return (hidden, balance), backward
+    return (hidden, aux_loss), backward if cache is None else None
 
 
 def head_name(config):
@@ -190,45 +189,47 @@ def loss(params, config, tokens, targets):
     return value, backward
 
 
-def losses(params, config, tokens, targets, further=False, observed=None):
+def losses(params, config, tokens, targets, mtp=False, observed=None):
     """What training minimises, in its parts: the cross-entropy, the load-balancing loss of the routers (0 without
-    any), and the cross-entropy of the token after the next (0 if not `further`).
+    any), and the cross-entropy of the token after the next (0 if not `mtp`).
 
     tokens, targets: (batch, time) integers, a target of -100 is ignored. observed: as in `transformer`.
-    Returns three floats and backward(dloss=1, dbalance=0, dfurther=0) -> grads.
+    Returns three floats and backward(dloss=1, daux_loss=0, dmtp=0) -> grads.
     """
-    (hidden, balance), body_backward = transformer(params, config, tokens, observed=observed)
+    (hidden, aux_loss), body_backward = transformer(params, config, tokens, observed=observed)
     head = params[head_name(config)]
     value, head_backward = linear_cross_entropy(hidden, head, targets)
-    further_value = 0.0
-    if further:
-        (further_hidden, further_balance), further_backward = predict_further(params, config, tokens, hidden, observed)
-        balance += further_balance
-        further_value, further_head_backward = linear_cross_entropy(further_hidden, head, targets[:, 1:])
+    mtp_value = 0.0
+    if mtp:
+        (mtp_hidden, mtp_aux_loss), mtp_backward = multi_token_prediction(params, config, tokens, hidden, observed)
+        aux_loss += mtp_aux_loss
+        mtp_value, mtp_head_backward = linear_cross_entropy(mtp_hidden, head, targets[:, 1:])
 
-    def backward(dloss=1.0, dbalance=0.0, dfurther=0.0):
+    def backward(dloss=1.0, daux_loss=0.0, dmtp=0.0):
         dhidden, dhead = head_backward(dloss)
         parts = [{head_name(config): dhead}]
-        if further:
-            dfurther_hidden, dhead = further_head_backward(dfurther)
-            dhidden_too, grads = further_backward(dfurther_hidden, dbalance)
+        if mtp:
+            dmtp_hidden, dhead = mtp_head_backward(dmtp)
+            dhidden_too, grads = mtp_backward(dmtp_hidden, daux_loss)
             dhidden += dhidden_too
             parts += [{head_name(config): dhead}, grads]
-        return _added(params, body_backward(dhidden, dbalance), *parts)
+        return _added(params, body_backward(dhidden, daux_loss), *parts)
 
-    return (value, balance, further_value), backward
+    return (value, aux_loss, mtp_value), backward
 
 
-def predict_further(params, config, tokens, hidden, observed=None):
-    """Multi-token prediction, one token further (DeepSeek V3, DeepSeek-AI 2024, section 2.2): from the hidden state
-    at a position and the token after it, a further layer makes the hidden state that predicts the token after that.
-    It is a second target for the same text, and makes the hidden states plan ahead.
+def multi_token_prediction(params, config, tokens, hidden, observed=None):
+    """The MTP layer of DeepSeek V3 (DeepSeek-AI 2024b, section 2.2): a further layer predicts the token after the
+    next, from the hidden state at a position and the token that follows it. A second target for the same text,
+    which makes the hidden states plan ahead; after training the layer may be dropped.
 
-        x = W [norm(embed(token p+1)) ; norm(hidden p)],  further_hidden p = norm(block(x))
+        x = W [norm(embed(token p+1)) ; norm(hidden p)],  mtp_hidden p = norm(block(x))
 
-    Embedding and head are the model's own. hidden: (batch, time, hidden_size), what `transformer` returns.
-    Returns (further_hidden, balance), (batch, time - 1, hidden_size) and the layer's load-balancing loss, and
-    backward(dfurther_hidden, dbalance=0) -> (dhidden, grads).
+    Embedding and head are the model's own. The order in the product is that of the published weights (the paper
+    writes it the other way round), and hidden is normalised for the second time, as in the published code.
+    hidden: (batch, time, hidden_size), what `transformer` returns.
+    Returns ((mtp_hidden, aux_loss), backward): (batch, time - 1, hidden_size), the load-balancing loss of the layer,
+    and backward(dmtp_hidden, daux_loss=0) -> (dhidden, grads).
     """
     i, eps = config.num_hidden_layers, config.rms_norm_eps
     weights = by_layer(params)[i]
@@ -237,14 +238,14 @@ def predict_further(params, config, tokens, hidden, observed=None):
     e, enorm_backward = rms_norm(embedded, weights["enorm"]["weight"], eps)
     h, hnorm_backward = rms_norm(hidden[:, :-1], weights["hnorm"]["weight"], eps)
     x, project_backward = linear(xp.concatenate([e, h], axis=-1), weights["eh_proj"]["weight"])
-    rope = rope_tables(config, xp.arange(1, tokens.shape[1]), table.dtype)
+    rope = rope_for(config, xp.arange(1, tokens.shape[1]), table.dtype)
     observed = observed if observed is None else observed.setdefault(i, {})
-    (x, balance), block_backward = block(x, weights, config, rope, observed, causal=config.causal)
-    further_hidden, norm_backward = rms_norm(x, weights["shared_head"]["norm.weight"], eps)
+    (x, aux_loss), block_backward = block(x, weights, config, rope, observed, causal=config.causal)
+    mtp_hidden, norm_backward = rms_norm(x, weights["shared_head"]["norm.weight"], eps)
 
-    def backward(dfurther_hidden, dbalance=0.0):
-        dx, dnorm = norm_backward(dfurther_hidden)
-        dx, dweights = block_backward(dx, dbalance)
+    def backward(dmtp_hidden, daux_loss=0.0):
+        dx, dnorm = norm_backward(dmtp_hidden)
+        dx, dweights = block_backward(dx, daux_loss)
         deh, dproject = project_backward(dx)
         dembedded, denorm = enorm_backward(deh[..., : embedded.shape[-1]])
         dhidden = xp.zeros_like(hidden)
@@ -253,13 +254,13 @@ def predict_further(params, config, tokens, hidden, observed=None):
         dweights["shared_head"] = {"norm.weight": dnorm}
         return dhidden, with_layer(i, dweights) | {"model.embed_tokens.weight": embed_backward(dembedded)}
 
-    return (further_hidden, balance), backward
+    return (mtp_hidden, aux_loss), backward
 
 
 def init(config, seed=0, dtype=np.float32):
     """New weights: normal with standard deviation `initializer_range`; the matrices that write into the
     residual stream smaller by √(2 layers), so that its variance does not grow with depth (GPT-2,
-    Radford et al. 2019); norms 1 and biases 0.
+    Radford et al. 2019); norms 1 and biases 0. Returns params, of the given dtype.
     """
     rng = np.random.default_rng(seed)
     params = {}

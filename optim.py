@@ -66,31 +66,34 @@ def muon(w, g, state, lr, momentum=0.95, weight_decay=0.1):
     w -= (lr * 0.2 * math.sqrt(max(w.shape))) * orthogonalise(g + momentum * m)
 
 
-def qk_clip(weights, largest, threshold=100.0):
-    """QK-clip (Kimi K2, Kimi Team 2025, algorithm 1), in place: where the largest score q·k/√dim of a head passed
-    the threshold, its queries and keys shrink by so much that the same tokens would score the threshold.
+def qk_clip(weights, max_logits, threshold=100.0):
+    """QK-clip (Kimi K2, Kimi Team 2025, algorithm 1), in place: where the largest attention logit of a head passed the
+    threshold, its queries and keys shrink by so much that the same tokens would reach just the threshold.
 
-    A softmax over scores in the hundreds has no gradient left, and Muon, whose steps do not shrink with the
-    gradient, would let them grow on. Query and key take half of it each, by the root. A key that all heads share
+    A softmax over logits in the hundreds has no gradient left, and Muon, whose steps do not shrink with the
+    gradient, would let them grow on. Query and key take half of it each, by the root. A key that several heads share
     is left alone, and the query takes the whole: in latent attention the part that RoPE turns, and all of it in
     grouped-query attention.
 
-    weights: of one layer's attention. largest: (heads,), the largest score of each head in the last batch.
+    weights: of one layer's attention, by name, as of attention.self_attention or latent_attention. max_logits:
+    (heads,), the largest score of each head in the last batch, as flash_attention observes it.
     """
-    heads = len(largest)
-    shrink = xp.where(largest > threshold, threshold / largest, 1)
+    heads = len(max_logits)
+    shrink = threshold / xp.maximum(max_logits, threshold)
 
     def scale(name, *parts):
         """Multiplies the rows of a projection: parts are pairs (factor of each head, rows of a head)."""
         rows = xp.concatenate([xp.repeat(factor[:, None], n, axis=1) for factor, n in parts], axis=1).reshape(-1)
-        for array in (weights[full] for full in (f"{name}.weight", f"{name}.bias") if full in weights):
-            array *= rows.reshape(-1, *[1] * (array.ndim - 1)).astype(array.dtype)
+        for full in f"{name}.weight", f"{name}.bias":
+            if full in weights:
+                columns = weights[full].T  # a view, (in, out) or (out,)
+                columns *= rows.astype(columns.dtype)
 
     query = "q_b_proj" if "q_b_proj.weight" in weights else "q_proj"
     q_rows = weights[f"{query}.weight"].shape[0] // heads
     if "kv_b_proj.weight" in weights:
         v_rows = weights["o_proj.weight"].shape[1] // heads
-        nope = weights["kv_b_proj.weight"].shape[0] // heads - v_rows
+        nope = weights["kv_b_proj.weight"].shape[0] // heads - v_rows  # rows of a key that RoPE does not turn
         scale(query, (xp.sqrt(shrink), nope), (shrink, q_rows - nope))
         scale("kv_b_proj", (xp.sqrt(shrink), nope), (xp.ones(heads), v_rows))
     else:
@@ -99,7 +102,7 @@ def qk_clip(weights, largest, threshold=100.0):
 
 class Optimizer:
     """AdamW for every weight, or Muon for the matrices inside the layers and AdamW for the rest:
-    embeddings and head, whose rows are used one at a time, and norms.
+    embeddings and head, of which a row belongs to a token, and norms.
 
     kind: "adamw" or "muon". state: {weight's name: {array's name: array}}, what a checkpoint has to keep.
     """

@@ -101,6 +101,8 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
         value = otherwise if scaling.get(key) is None else scaling[key]
         if value is None:
             raise ValueError(f"RoPE scaling {kind!r} needs {key!r}")
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"RoPE scaling {kind!r} cannot have {key} = {value!r}")
         return value
 
     if kind == "linear":

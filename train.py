@@ -95,44 +95,43 @@ def thread_pool(threads):
         yield pool
 
 
-def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map, balance=0.0, further=0.0):
+COMBINE = {"max_logits": xp.maximum, "load": xp.add}  # what the layers observe, over the parts of a batch
+
+
+def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map, aux_weight=0.0, mtp_weight=0.0):
     """Loss and gradient of a batch, computed `micro_batch` sequences at a time: the same as in one piece.
 
     Small pieces stay in the cache, and threads can share them (parallel_map: that of a pool). Their sum is
-    taken in order, so it does not depend on the threads. tokens, targets: (batch, time). balance, further: how
-    much the load-balancing loss and the prediction of the token after the next count beside the cross-entropy.
+    taken in order, so it does not depend on the threads. tokens, targets: (batch, time). aux_weight, mtp_weight: of
+    the load-balancing loss and of the cross-entropy of the token after the next, see model.losses.
     Returns the mean cross-entropy in nats, a dict of gradients, and what the layers observed: {layer:
-    {"largest_scores": (heads,), "load": (experts,)}}.
+    {"max_logits": (heads,), "load": (experts,)}}.
     """
     micro_batch = micro_batch or len(tokens)
 
+    def share(targets, rows):
+        """The batch's mean is not the mean of the parts' means: each counts by its share of the targets."""
+        return int((targets[rows] != IGNORE).sum()) / max(1, int((targets != IGNORE).sum()))
+
     def part(start):
         rows, observed = slice(start, start + micro_batch), {}
-        parts = xp.asarray(tokens[rows]), xp.asarray(targets[rows])
-        (value, _, _), backward = model.losses(params, config, *parts, further=further > 0, observed=observed)
-        # the batch's mean is not the mean of the parts' means: each counts by its share of what is averaged
-        share, further_share = (share_of(t[rows] != IGNORE, t != IGNORE) for t in (targets, targets[:, 1:]))
-        grads = backward(share, balance * len(parts[0]) / len(tokens), further * further_share)
-        return share * value, grads, observed
+        mine = xp.asarray(tokens[rows]), xp.asarray(targets[rows])
+        (loss, _, _), backward = model.losses(params, config, *mine, mtp_weight > 0, observed)
+        weight, mtp = share(targets, rows), share(targets[:, 1:], rows)
+        grads = backward(weight, aux_weight * len(mine[0]) / len(tokens), mtp_weight * mtp)
+        return weight * loss, grads, observed
 
     loss, grads, observed = 0.0, None, {}
-    for value, part_grads, part_observed in parallel_map(part, range(0, len(tokens), micro_batch)):
-        loss += value
+    for part_loss, part_grads, part_observed in parallel_map(part, range(0, len(tokens), micro_batch)):
+        loss += part_loss
         if grads is None:
             grads, observed = part_grads, part_observed
             continue
         for name, g in part_grads.items():
             grads[name] += g
-        for layer, seen in part_observed.items():
-            observed[layer] = {name: COMBINE[name](observed[layer][name], value) for name, value in seen.items()}
+        for layer, new in part_observed.items():
+            observed[layer] = {name: COMBINE[name](observed[layer][name], value) for name, value in new.items()}
     return loss, grads, observed
-
-
-COMBINE = {"largest_scores": xp.maximum, "load": xp.add}
-
-
-def share_of(some, all):
-    return int(some.sum()) / max(1, int(all.sum()))
 
 
 def evaluate(params, config, tokens, objective="causal", windows=None, micro_batch=4, parallel_map=map):
@@ -266,7 +265,9 @@ def read_progress(folder):
 
 
 def sibling(settings, tokenizer):
-    """The published architecture at the size of the settings: all its switches, fewer and smaller layers."""
+    """The published architecture at the size of the settings: all its switches, fewer and smaller layers, and of the
+    experts and latent vectors a size that suits them. Raises ValueError for sizes that do not fit each other.
+    """
     published = model.ARCHITECTURES[settings["arch"]]
     layers, hidden, heads = settings["layers"], settings["hidden"], settings["heads"]
     head_dim, feed_forward = hidden // heads, settings["feed_forward"] or round_up(hidden * 8 / 3, 32)
@@ -282,18 +283,21 @@ def sibling(settings, tokenizer):
         head_dim=head_dim,
         max_position_embeddings=settings["context"],
         no_rope_layers=rope and tuple(rope[i % len(rope)] for i in range(layers)),
-        num_nextn_predict_layers=1 if settings["further"] else published.num_nextn_predict_layers and 0,
+        num_nextn_predict_layers=int(settings["mtp"] > 0),
         bos_token_id=END,
         eos_token_id=END,
         causal=settings["objective"] == "causal",
     )
     if published.experts:
         experts, used = settings["experts"], settings["experts_per_token"]
-        groups = math.gcd(published.n_group or 1, max(1, experts // 2))
+        # a group is judged by its two best experts, so it has at least two
+        divisors = [g for g in range(2, (published.n_group or 1) + 1) if experts % g == 0 and experts // g >= 2]
+        groups = max([1, *divisors])
         config = dataclasses.replace(
             config,
             **{name: experts for name in ("num_experts", "n_routed_experts") if getattr(published, name)},
             num_experts_per_tok=used,
+            norm_topk_prob=published.norm_topk_prob and used > 1,  # the gate of one expert would always be 1
             # a token passes through as many numbers as in a dense layer
             moe_intermediate_size=round_up(feed_forward / (used + (published.n_shared_experts or 0)), 16),
             n_group=published.n_group and groups,
@@ -323,7 +327,7 @@ def check(settings):
     """Raises ValueError, with one sentence, for settings that no run can have."""
     least = {"vocab": 256 + len(SPECIAL), "context": 2}
     least |= dict.fromkeys(
-        ["minutes", "lr", "weight_decay", "save_seconds", "seed", "balance", "bias_speed", "further", "qk_clip"], 0
+        ["minutes", "lr", "weight_decay", "save_seconds", "seed", "aux_loss", "bias_update", "mtp", "qk_clip"], 0
     )
     for name, (kind, _, _) in SETTINGS.items():
         value, bound = settings[name], least.get(name, 1)
@@ -335,6 +339,8 @@ def check(settings):
         raise ValueError(f"--hidden must be a multiple of {times} times --heads, as RoPE rotates pairs")
     if settings["heads"] % settings["kv_heads"]:
         raise ValueError("--heads must be a multiple of --kv-heads")
+    if settings["mtp"] and settings["objective"] != "causal":
+        raise ValueError("--mtp predicts the token after the next, which only --objective causal has")
     if settings["qk_clip"] and arch.has_qk_norm():
         raise ValueError(f"--qk-clip is not for {settings['arch']}, whose normalised queries and keys bound the scores")
 
@@ -354,7 +360,7 @@ class Run:
             raise ValueError(f"{folder} holds something already: name another --out, or go on with --resume {folder}")
         progress = read_progress(folder) if resume else {"step": 0, "seconds": 0.0}
         self.settings, self.folder = settings, folder
-        self.step, self.before = progress["step"], progress["seconds"]
+        self.step, self.earlier_seconds = progress["step"], progress["seconds"]
         self.objective, self.context, batch = settings["objective"], settings["context"], settings["batch"]
         # about a thousand tokens at a time, in no fewer than four pieces for the threads to share
         self.micro_batch = settings["micro_batch"] or max(1, min(1024 // self.context, batch // 4))
@@ -388,9 +394,9 @@ class Run:
         print(f"model      {settings['arch']} of {size:,} parameters, on {settings['threads']} threads, in {folder}")
 
     def seconds(self):
-        return self.before + time.perf_counter() - self.began
+        return self.earlier_seconds + time.perf_counter() - self.began
 
-    def done(self, step):
+    def fraction_done(self, step):
         """How much of the training is behind us, 0 to 1: of its steps or of the time left by the preparations."""
         by_steps = step / self.settings["steps"] if self.settings["steps"] else 0.0
         if self.settings["minutes"] is None:
@@ -406,8 +412,8 @@ class Run:
 
     def gradient(self, tokens, targets, parallel_map=map):
         """Loss, gradient and observations of a batch, as of the function `gradient`."""
-        weights = {name: self.settings[name] for name in ("balance", "further")}
-        return gradient(self.params, self.config, tokens, targets, self.micro_batch, parallel_map, **weights)
+        weights = self.settings["aux_loss"], self.settings["mtp"]
+        return gradient(self.params, self.config, tokens, targets, self.micro_batch, parallel_map, *weights)
 
     def adjust(self, observed):
         """What changes weights beside the gradient: the bias of routers that have one, and QK-clip."""
@@ -415,9 +421,9 @@ class Run:
         for layer, seen in observed.items():
             bias = layers[layer]["mlp"].get("gate.e_score_correction_bias")
             if bias is not None:
-                adjust_bias(bias, seen["load"], self.settings["bias_speed"])
+                adjust_bias(bias, seen["load"], self.settings["bias_update"])
             if self.settings["qk_clip"]:
-                qk_clip(layers[layer]["self_attn"], seen["largest_scores"], self.settings["qk_clip"])
+                qk_clip(layers[layer]["self_attn"], seen["max_logits"], self.settings["qk_clip"])
 
     def validate(self, windows=None, parallel_map=map):
         """The loss on the held-out text, as metrics.jsonl has it."""
@@ -445,11 +451,11 @@ def train(run):
         run.save()
     metrics = Metrics(os.path.join(run.folder, "metrics.jsonl"), run.step)
     saved_step, saved_at = run.step, time.perf_counter()
-    quarters, tokens_seen, losses, logged_at = int(4 * run.done(run.step)), 0, [], time.perf_counter()
+    quarters, tokens_seen, losses, logged_at = int(4 * run.fraction_done(run.step)), 0, [], time.perf_counter()
     bar_format = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     with thread_pool(run.settings["threads"]) as pool, interruptible() as interrupted:
-        with tqdm(total=1.0, initial=min(1.0, run.done(run.step)), bar_format=bar_format) as bar:
-            finished = run.step > 0 and run.done(run.step) >= 1
+        with tqdm(total=1.0, initial=min(1.0, run.fraction_done(run.step)), bar_format=bar_format) as bar:
+            finished = run.step > 0 and run.fraction_done(run.step) >= 1
             while not finished:
                 tokens, targets = run.batch()
                 loss, grads, observed = run.gradient(tokens, targets, pool.map)
@@ -464,13 +470,13 @@ def train(run):
                     bar.close()
                     print(f"stopped and saved at step {run.step}; go on with: python train.py --resume {run.folder}")
                     sys.exit(128 + interrupted[0])
-                run.optimizer.step(run.params, grads, warm_up_and_decay(run.done(run.step + 0.5)), pool.map)
+                run.optimizer.step(run.params, grads, warm_up_and_decay(run.fraction_done(run.step + 0.5)), pool.map)
                 run.adjust(observed)
                 run.step += 1
                 tokens_seen += tokens.size
                 losses.append(loss)
 
-                progress = min(1.0, run.done(run.step))
+                progress = min(1.0, run.fraction_done(run.step))
                 finished, quarter = progress == 1, int(4 * progress)
                 if not finished and (run.step % 10 == 0 or quarter > quarters):
                     line = logged(run, losses, tokens_seen / (time.perf_counter() - logged_at))
@@ -624,13 +630,13 @@ SETTINGS = {  # option: (type, default, what it is)
         None,
         "sequences computed at once, whose gradients accumulate; about 1024 tokens if not given",
     ),
-    "experts": (int, 8, "experts of a layer that has some"),
-    "experts_per_token": (int, 2, "of which so many compute a token"),
-    "balance": (float, 0.001, "weight of the loss that evens out the load of the experts"),
-    "bias_speed": (float, 0.001, "step of the router's bias, where it has one, towards an even load"),
-    "further": (float, 0.0, "weight of predicting the token after the next too, as DeepSeek V3 does with 0.3"),
+    "experts": (int, 8, "experts per layer, for an --arch that has some"),
+    "experts_per_token": (int, 2, "experts that compute a token"),
+    "aux_loss": (float, 0.001, "weight of the routers' load-balancing loss"),
+    "bias_update": (float, 0.001, "step of a router's bias towards an even load, where it has one"),
+    "mtp": (float, 0.0, "weight of predicting the token after the next too (MTP; 0.3 in DeepSeek V3)"),
     "optimizer": (str, "muon", "muon: Muon for matrices, AdamW for the rest; adamw: AdamW for all"),
-    "qk_clip": (float, None, "largest score of a head before its queries and keys shrink, 100 in Kimi K2"),
+    "qk_clip": (float, None, "largest attention logit of a head before its queries and keys shrink (100 in Kimi K2)"),
     "lr": (float, 0.01, "largest learning rate"),
     "weight_decay": (float, 0.1, "share of a weight lost per learning rate"),
     "threads": (int, None, "threads that share a batch; all cores if not given"),

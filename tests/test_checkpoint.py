@@ -87,25 +87,25 @@ def test_eight_bit_floats_are_read(tmp_path):
     assert (numbers[129:255] == -numbers[1:127]).all() and (np.diff(numbers[:127]) > 0).all()
 
 
-def test_deepseeks_blocks_are_scaled_and_its_further_layer_is_read_or_left_out(tmp_path):
+def test_deepseeks_blocks_are_scaled_and_its_mtp_layer_layer_is_read_or_left_out(tmp_path):
     from safetensors.numpy import save_file
 
-    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    config = dataclasses.replace(TINY, **VARIANTS["mtp"])
     params = {name: to_numpy(value) for name, value in model.init(config, 0).items()}
-    name, further = "model.layers.0.mlp.gate_proj.weight", "model.layers.2."
-    published = config.to_dict() | {"num_nextn_predict_layers": 1}
+    name, mtp_layer = "model.layers.0.mlp.gate_proj.weight", "model.layers.2."
+    published = checkpoint.config_to_json(config) | {"num_nextn_predict_layers": 1}
     published["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [4, 3]}
     (tmp_path / "config.json").write_text(json.dumps(published))
     scale = np.arange(9, dtype=np.float32).reshape(3, 3) + 1  # a matrix (10, 8) has 3 by 3 blocks of (4, 3)
-    copies = {f"{further}embed_tokens.weight": params["lm_head.weight"]}
-    copies[f"{further}shared_head.head.weight"] = params["lm_head.weight"]
+    copies = {f"{mtp_layer}embed_tokens.weight": params["lm_head.weight"]}
+    copies[f"{mtp_layer}shared_head.head.weight"] = params["lm_head.weight"]
     save_file(params | copies | {f"{name}_scale_inv": scale}, tmp_path / "model.safetensors")
     loaded, loaded_config = model.load(tmp_path)
     assert loaded_config == config and list(loaded) == list(params)
     rows, columns = np.arange(10)[:, None] // 4, np.arange(8) // 3
     close(loaded[name], params[name] * scale[rows, columns], 1e-6)
 
-    main = {n: value for n, value in params.items() if not n.startswith(further)}
+    main = {n: value for n, value in params.items() if not n.startswith(mtp_layer)}
     save_file(main, tmp_path / "model.safetensors")
     loaded, loaded_config = model.load(tmp_path)
     assert list(loaded) == list(main) and loaded_config.num_nextn_predict_layers == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import checkpoint
 import model
 from backend import to_numpy, xp
 
@@ -20,7 +21,7 @@ def golden(request):
 
 @pytest.fixture
 def config(golden):
-    config = model.Config.from_dict(json.loads(str(golden["config"])))
+    config = checkpoint.config_from_json(json.loads(str(golden["config"])))
     return dataclasses.replace(config, num_nextn_predict_layers=0)  # which transformers does not compute either
 
 

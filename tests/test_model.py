@@ -49,7 +49,7 @@ VARIANTS = {
     "llama": {"rope_scaling": architectures.LLAMA3_SCALING},
     "experts": {"model_type": "qwen3_moe", "num_experts": 5, **EXPERTS, "decoder_sparse_step": 1},
     "latent": {**LATENT, "rope_scaling": architectures.DEEPSEEK_SCALING},
-    "further": {**LATENT, "num_nextn_predict_layers": 1, "tie_word_embeddings": False},
+    "mtp": {**LATENT, "num_nextn_predict_layers": 1, "tie_word_embeddings": False},
     "qwen3": {"model_type": "qwen3", "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": (1, 0)},
     "biases": {"attention_bias": True, "mlp_bias": True},
@@ -74,8 +74,8 @@ def test_the_gradient_of_every_weight(config, seed):
     options = {"coordinates": 3, "directions": 1, "tolerance": 1e-5}
     check(lambda params: model.loss(params, config, tokens, targets), params, **options)
     check(lambda params: model.forward(params, config, tokens), params, **options)
-    further = bool(config.num_nextn_predict_layers)
-    check(lambda params: model.losses(params, config, tokens, targets, further), params, **options)
+    mtp = bool(config.num_nextn_predict_layers)
+    check(lambda params: model.losses(params, config, tokens, targets, mtp), params, **options)
 
 
 @fast
@@ -104,11 +104,11 @@ def test_no_token_sees_a_later_one_or_another_row(config, cut, seed):
 
 
 def test_what_is_not_asked_for_costs_and_changes_nothing():
-    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    config = dataclasses.replace(TINY, **VARIANTS["mtp"])
     params, tokens = model.init(config, 0), tokens_of(0, config, 2, 6)
-    (loss, balance, further), backward = model.losses(params, config, tokens, tokens, further=True)
+    (loss, aux_loss, mtp), backward = model.losses(params, config, tokens, tokens, mtp=True)
     plain_loss, plain_backward = model.loss(params, config, tokens, tokens)
-    assert loss == plain_loss and balance > 0 and further > 0
+    assert loss == plain_loss and aux_loss > 0 and mtp > 0
     grads, plain, weighted = backward(), plain_backward(), backward(1.0, 0.1, 0.3)
     for name in params:
         close(grads[name], plain[name])
@@ -119,24 +119,24 @@ def test_what_is_not_asked_for_costs_and_changes_nothing():
 
 
 def test_the_token_after_the_next_is_predicted_from_the_tokens_before_it():
-    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    config = dataclasses.replace(TINY, **VARIANTS["mtp"])
     params, tokens = model.init(config, 0), tokens_of(0, config, 1, 8)
     other = tokens.copy()
     other[0, 5] = (other[0, 5] + 1) % config.vocab_size
     results = []
     for t in tokens, other:
         (hidden, _), _ = model.transformer(params, config, t)
-        results.append(model.predict_further(params, config, t, hidden)[0][0])
+        results.append(model.multi_token_prediction(params, config, t, hidden)[0][0])
     difference = abs(results[0] - results[1]).max(axis=-1)[0]
     assert difference.shape == (7,) and (difference[:4] < 1e-6).all() and difference[4] > 1e-6
 
 
 def test_every_layer_observes_its_heads_and_experts():
-    config = dataclasses.replace(TINY, **VARIANTS["further"])
+    config = dataclasses.replace(TINY, **VARIANTS["mtp"])
     params, tokens = model.init(config, 0), tokens_of(0, config, 2, 6)
     observed = {}
-    model.losses(params, config, tokens, tokens, further=True, observed=observed)
-    assert sorted(observed) == [0, 1, 2] and all(seen["largest_scores"].shape == (4,) for seen in observed.values())
+    model.losses(params, config, tokens, tokens, mtp=True, observed=observed)
+    assert sorted(observed) == [0, 1, 2] and all(seen["max_logits"].shape == (4,) for seen in observed.values())
     assert "load" not in observed[0]  # a dense layer
     assert [int(observed[i]["load"].sum()) for i in (1, 2)] == [2 * 12, 2 * 10]
 

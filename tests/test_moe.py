@@ -70,10 +70,10 @@ def test_the_textbook_gradients(sizes, seed):
 @given(st.integers(1, 9), seed)
 def test_one_expert_is_a_dense_layer(tokens, seed):
     weights, x = layer(seed, 4, 1), normal(seed, 1, tokens, 4)
-    (y, balance), backward = moe.mixture_of_experts(x, weights, 1)
+    (y, aux_loss), backward = moe.mixture_of_experts(x, weights, 1)
     dense, dense_backward = swiglu(x, {name.removeprefix("experts.0."): w for name, w in weights.items()})
     close(y, dense)
-    assert balance == pytest.approx(1)
+    assert aux_loss == pytest.approx(1)
     dx, dweights = backward(x, 1.0)
     dense_dx, _ = dense_backward(x)
     close(dx, dense_dx)
@@ -127,36 +127,36 @@ def test_the_order_of_the_tokens_and_other_sequences_do_not_matter(sizes, seed):
     (experts, k), x = sizes, normal(seed, 2, 5, 4)
     weights = layer(seed, 4, experts)
     order = np.random.default_rng(seed).permutation(5)
-    (y, balance), _ = moe.mixture_of_experts(x, weights, k)
-    (moved, moved_balance), _ = moe.mixture_of_experts(x[:, order], weights, k)
+    (y, aux_loss), _ = moe.mixture_of_experts(x, weights, k)
+    (moved, moved_aux_loss), _ = moe.mixture_of_experts(x[:, order], weights, k)
     close(moved, y[:, order])
-    assert moved_balance == pytest.approx(balance)
+    assert moved_aux_loss == pytest.approx(aux_loss)
     halves = [moe.mixture_of_experts(x[i : i + 1], weights, k)[0] for i in range(2)]
     close(xp.concatenate([y for y, _ in halves]), y)
-    assert balance == pytest.approx(sum(balance for _, balance in halves) / 2)
+    assert aux_loss == pytest.approx(sum(aux_loss for _, aux_loss in halves) / 2)
 
 
 @fast
 @given(experts_and_k, st.integers(1, 3), st.integers(1, 8), seed)
-def test_the_balance_loss_is_its_formula_and_one_for_an_even_load(sizes, batch, time, seed):
+def test_the_auxiliary_loss_is_its_formula_and_one_for_an_even_load(sizes, batch, time, seed):
     (experts, k), p = sizes, abs(normal(seed, batch, time, sizes[0])) + 0.1
     p /= p.sum(axis=-1, keepdims=True)
     chosen = any_choice(seed, batch * time, experts, k).reshape(batch, time, k)
-    loss, _ = moe.load_balance(p, chosen)
+    loss, _ = moe.load_balancing_loss(p, chosen)
     by_hand = 0.0
     for row, numbers in zip(to_numpy(p), to_numpy(chosen), strict=True):
         for i in range(experts):
             by_hand += experts * (numbers == i).sum() / (time * k) * row[:, i].mean() / batch
     assert loss == pytest.approx(by_hand)
-    check(lambda p: moe.load_balance(p, chosen), p)
+    check(lambda p: moe.load_balancing_loss(p, chosen), p)
     even = xp.full((1, experts, experts), 1 / experts)
     each_once = (xp.arange(experts)[:, None] + xp.arange(k)) % experts
-    assert moe.load_balance(even, each_once[None])[0] == pytest.approx(1)
+    assert moe.load_balancing_loss(even, each_once[None])[0] == pytest.approx(1)
 
 
 def test_the_bias_lifts_who_has_little_to_do():
     bias = xp.zeros(4)
-    moe.adjust_bias(bias, xp.asarray([10, 2, 4, 0]), speed=0.1)
+    moe.adjust_bias(bias, xp.asarray([10, 2, 4, 0]), update_speed=0.1)
     close(bias, [-0.1, 0.1, 0, 0.1])
 
 

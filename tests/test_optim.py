@@ -135,7 +135,7 @@ def test_clipped_heads_score_the_threshold_and_the_others_as_before(heads, low_r
     def largest():
         observed = {}
         latent_attention(x, weights, heads, v_dim, tables, observed=observed)
-        return observed["largest_scores"]
+        return observed["max_logits"]
 
     before, values = largest(), weights["kv_b_proj.weight"].reshape(heads, nope + v_dim, rank)[:, nope:].copy()
     optim.qk_clip(weights, before, threshold)
@@ -152,7 +152,7 @@ def test_heads_that_share_their_keys_are_clipped_by_their_queries(kv_heads, grou
     def largest():
         observed = {}
         self_attention(x, weights, heads, kv_heads, observed=observed)
-        return observed["largest_scores"]
+        return observed["max_logits"]
 
     before = largest()
     optim.qk_clip(weights, before, threshold)

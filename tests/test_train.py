@@ -62,13 +62,13 @@ def test_the_gradient_in_pieces_over_threads_is_the_gradient_in_one(config, batc
     params = model.init(config, seed, np.float64)
     tokens, targets = rng.integers(0, 300, (2, batch, 7))
     targets[rng.random(targets.shape) < 0.4] = IGNORE
-    further, observed = bool(config.num_nextn_predict_layers), {}
-    whole = params, config, xp.asarray(tokens), xp.asarray(targets), further, observed
+    mtp, observed = bool(config.num_nextn_predict_layers), {}
+    whole = params, config, xp.asarray(tokens), xp.asarray(targets), mtp, observed
     (loss, _, _), backward = model.losses(*whole)
-    grads = backward(1.0, 0.1, 0.3 * further)
+    grads = backward(1.0, 0.1, 0.3 * mtp)
     with train.thread_pool(threads) as pool:
         split_loss, split_grads, split_observed = train.gradient(
-            params, config, tokens, targets, micro_batch, pool.map, balance=0.1, further=0.3 * further
+            params, config, tokens, targets, micro_batch, pool.map, aux_weight=0.1, mtp_weight=0.3 * mtp
         )
     assert split_loss == pytest.approx(loss)
     for name in params:
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 @pytest.mark.parametrize("arch", list(model.ARCHITECTURES))
 def test_every_architecture_trains_with_its_features(arch, text, tmp_path):
-    options = ["--further", "0.3", *(["--qk-clip", "0.5"] if "qwen" not in arch else [])]
+    options = ["--mtp", "0.3", *(["--qk-clip", "0.5"] if "qwen" not in arch else [])]
     code, _, err = finished(
         "--data", text, "--arch", arch, "--steps", 30, "--out", tmp_path / "run", *SMALL, "--layers", 2, *options
     )
@@ -272,7 +272,7 @@ def test_every_architecture_trains_with_its_features(arch, text, tmp_path):
     observed = {}
     model.transformer(params, config, xp.asarray(np.arange(2, 18)[None]), observed=observed)
     if "--qk-clip" in options:  # clipped after the last step, on another text
-        assert observed[0]["largest_scores"].max() < 1.5
+        assert observed[0]["max_logits"].max() < 1.5
 
 
 def test_a_taken_folder_is_left_alone(run, text):
@@ -303,7 +303,8 @@ def test_a_taken_folder_is_left_alone(run, text):
         (b"words " * 1000, ["--arch", "qwen3", "--qk-clip", "100"], "--qk-clip"),
         (b"words " * 1000, ["--arch", "kimi-k2", "--experts", "2", "--experts-per-token", "3"], "3 of 2 experts"),
         (b"words " * 1000, ["--arch", "deepseek-v3", "--hidden", "12", "--heads", "6"], "--hidden"),
-        (b"words " * 1000, ["--further", "-1"], "--further"),
+        (b"words " * 1000, ["--mtp", "-1"], "--mtp"),
+        (b"words " * 1000, ["--mtp", "0.3", "--objective", "masked"], "--mtp"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, data, options, what):
