@@ -73,7 +73,8 @@ class Config:
 
     def has_experts(self, layer):
         dense = layer < (self.first_k_dense_replace or 0) or layer in (self.mlp_only_layers or ())
-        return self.experts > 0 and not dense and (layer + 1) % (self.decoder_sparse_step or 1) == 0
+        dense = dense or (layer + 1) % (self.decoder_sparse_step or 1) != 0
+        return self.experts > 0 and (not dense or layer == self.num_hidden_layers)  # the MTP layer always
 
     def has_qk_norm(self):
         return self.model_type in ("qwen3", "qwen3_moe")
@@ -94,8 +95,12 @@ class Config:
     def check(self):
         """Raises ValueError where the sizes do not fit each other, or posenc lacks what rope_scaling asks for."""
         layers, kv_heads = self.num_hidden_layers, self.num_key_value_heads
-        if not kv_heads or self.num_attention_heads % kv_heads or not self.head_dim or self.head_dim % 2:
-            raise ValueError("the heads must be a multiple of the key-value heads, and head_dim even")
+        if not kv_heads or self.num_attention_heads % kv_heads:
+            raise ValueError(f"{self.num_attention_heads} heads cannot share {kv_heads} key-value heads")
+        if not 0 < self.head_dim <= 2**16 or self.head_dim % 2:
+            raise ValueError(f"RoPE cannot turn {self.head_dim} numbers: they must be pairs, and 65,536 at most")
+        if layers * (self.experts + 1) > 200_000:
+            raise ValueError(f"{layers:,} layers of {self.experts:,} experts are more than any machine holds")
         for name in "no_rope_layers", "layer_types":
             per_layer = getattr(self, name)
             if per_layer is not None and len(per_layer) != layers:

@@ -39,7 +39,7 @@ def _mapped(path):
     The file: the header's length in 8 bytes, a JSON header {name: {dtype, shape, data_offsets}}, the data,
     without gaps.
     """
-    size = os.path.getsize(path)
+    size = os.path.getsize(_regular(path))
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if size < 8 or start > size:
@@ -53,10 +53,12 @@ def _mapped(path):
             raise ValueError(f"{path} has a damaged safetensors header") from None
     arrays, expected = {}, 0
     for name, kind, shape, *offsets in entries:
-        if kind not in DTYPES:
+        if not isinstance(kind, str) or kind not in DTYPES:
             raise ValueError(f"{path}: {name} is stored as {kind}, which is not one of {', '.join(DTYPES)}")
         dtype = np.dtype(DTYPES[kind])
-        whole = len(offsets) == 2 and len(shape) <= 8 and all(type(n) is int and n >= 0 for n in (*shape, *offsets))
+        whole = (
+            len(offsets) == 2 and len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**60 for n in (*shape, *offsets))
+        )
         if (
             not whole
             or offsets != [expected, expected + dtype.itemsize * math.prod(shape)]
@@ -70,6 +72,13 @@ def _mapped(path):
     if start + expected != size:
         raise ValueError(f"{path} has {size - start - expected:,} bytes that belong to no weight")
     return arrays
+
+
+def _regular(path):
+    """The path; ValueError for a pipe or a device, of which reading may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is not a file")
+    return path
 
 
 def _without_duplicates(pairs):
@@ -109,10 +118,15 @@ def load(folder, dtype=np.float32):
     if scales and not _is_block_fp8(published.get("quantization_config")):
         raise ValueError(f"{folder} has scales for {min(scales)}, and config.json has no quantization_config for them")
 
+    for name, (_, kind) in stored.items():
+        if kind == "F8_E4M3" and name not in scales:
+            raise ValueError(f"{folder} has {name} in 8-bit floats without a scale")
+
     mtp_layer = f"model.layers.{config.num_hidden_layers}."  # see model.multi_token_prediction
-    if config.num_nextn_predict_layers:
-        if not any(name.startswith(mtp_layer) for name in stored):
-            config = dataclasses.replace(config, num_nextn_predict_layers=0)
+    has_mtp = f"{mtp_layer}eh_proj.weight" in stored  # which is often left out, whatever config.json says
+    if has_mtp != bool(config.num_nextn_predict_layers):
+        config = dataclasses.replace(config, num_nextn_predict_layers=int(has_mtp))
+    if has_mtp:
         for name in "embed_tokens.weight", "shared_head.head.weight":  # copies of the model's own
             stored.pop(mtp_layer + name, None)
     wanted = shapes(config)
@@ -121,7 +135,8 @@ def load(folder, dtype=np.float32):
             raise ValueError(f"{folder} has no weight {name}")
         if stored[name][0].shape != shape:
             raise ValueError(f"{folder}: {name} has shape {stored[name][0].shape}, and config.json makes it {shape}")
-    unknown = set(stored) - set(wanted) - {"lm_head.weight"}  # a tied head is sometimes stored a second time
+    unknown = {name for name, (array, _) in stored.items() if array.size} - set(wanted)
+    unknown -= {"lm_head.weight"}  # a tied head is sometimes stored a second time
     if unknown:
         raise ValueError(f"{folder} has a weight {min(unknown)}, which this model does not have")
 
@@ -155,7 +170,7 @@ def _mapped_shards(folder):
         files = sorted(set(weight_map.values()))
     stored = {}
     for file in files:
-        if os.path.basename(file) != file or file in ("", ".", ".."):
+        if os.path.basename(file) != file or file in ("", ".", "..") or not file.isprintable():
             raise ValueError(f"{index} names a file outside its folder")
         arrays = _mapped(os.path.join(folder, file))
         if stored.keys() & arrays.keys():
@@ -170,7 +185,7 @@ def _scaled(name, matrix, scale, published):
     if matrix.ndim != 2 or scale.shape != tuple(-(-n // b) for n, b in zip(matrix.shape, block, strict=True)):
         raise ValueError(f"the scales of {name} do not fit it")
     for axis, b in enumerate(block):
-        scale = scale.repeat(b, axis=axis)
+        scale = scale.repeat(min(b, matrix.shape[axis]), axis=axis)
     return matrix * scale[: matrix.shape[0], : matrix.shape[1]]
 
 
@@ -182,11 +197,14 @@ def config_from_json(published):
 
     Raises ValueError where it asks for something this model does not have, or where values do not fit.
     """
-    kind = ALIASES.get(published.get("model_type"), published.get("model_type"))
+    kind = str(published.get("model_type"))
+    kind = ALIASES.get(kind, kind)
     if kind not in FAMILIES:
         raise ValueError(f"model_type {kind!r} is not one of {', '.join([*FAMILIES, *ALIASES])}")
     _, defaults, newer_names = FAMILIES[kind]
     published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
+    if "use_sliding_window" in defaults and not published["use_sliding_window"]:
+        published["sliding_window"] = None
     rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"config.json cannot have rope_parameters = {rope!r}")
@@ -194,13 +212,19 @@ def config_from_json(published):
     published |= {"rope_scaling": None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}}
     published |= {k: v for k, v in rope.items() if k == "rope_theta"}
 
+    published |= {name: False for name in ("norm_topk_prob", "rope_interleave") if published.get(name, True) is None}
     fields = {field.name: _checked(field, published.get(field.name)) for field in dataclasses.fields(Config)}
     fields = {name: value for name, value in fields.items() if value is not None}
+    for name in OWN - defaults.keys():
+        if fields.pop(name, None):
+            raise ValueError(f"config.json asks for {name} = {published[name]!r}, which a {kind} does not have")
     missing = [name for name in REQUIRED if not fields.get(name)]
     if missing:
         raise ValueError(f"config.json gives no {', '.join(missing)}")
     heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
     fields.setdefault("num_key_value_heads", heads)
+    if "kv_lora_rank" in fields:  # each head has keys of its own, whatever config.json says
+        fields["num_key_value_heads"] = heads
     fields["head_dim"] = fields.get("qk_rope_head_dim") or fields.get("head_dim") or fields["hidden_size"] // heads
     if kind == "smollm3" and "no_rope_layers" not in fields:
         every = published.get("no_rope_layer_interval") or 4
@@ -219,7 +243,7 @@ def _checked(field, value):
     """The value of a field, with lists as tuples; ValueError where it is of another type or no size."""
     value = tuple(value) if isinstance(value, list) else value
     if field.type in (float, float | None) and type(value) is int:
-        value = float(value)
+        value = float(min(value, 10**30))
     wanted_bool = field.type in (bool, bool | None)
     fits = value is None or (wanted_bool if type(value) is bool else isinstance(value, field.type))
     if type(value) in (int, float):
@@ -268,15 +292,18 @@ def _is_block_fp8(quantization):
 
 def config_to_json(config):
     """The config.json, as a dict, that transformers reads."""
+    windows = [config.window(i) for i in range(config.num_hidden_layers)]
     published = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
     published |= {
+        "bos_token_id": config.bos_token_id,  # None is not what transformers takes where they are left out
+        "eos_token_id": config.eos_token_id,
         "architectures": [FAMILIES[config.model_type][0]],
         "hidden_act": "silu",
         "dtype": "float32",
     }
-    if config.model_type != "llama":  # there these have other defaults, or None switches the window off
-        published |= {"use_sliding_window": config.sliding_window is not None, "pad_token_id": None}
-    if config.kv_lora_rank is not None:  # as does None the low rank of the queries
+    if config.model_type != "llama":  # there these have other defaults
+        published |= {"use_sliding_window": any(windows), "pad_token_id": None}
+    if config.kv_lora_rank is not None:  # as the low rank of the queries has, where there is none
         published["q_lora_rank"] = config.q_lora_rank
     return published
 
@@ -284,11 +311,30 @@ def config_to_json(config):
 # model_type: its class in transformers; what a field that config.json leaves out means there; and what newer files
 # call a field
 FAMILIES = {
-    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}, {}),
-    "qwen3": ("Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}, {}),
+    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}, {}),
+    "qwen3": (
+        "Qwen3ForCausalLM",
+        {
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+        },
+        {},
+    ),
     "smollm3": (
         "SmolLM3ForCausalLM",
-        {"max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True},
+        {
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "rope_theta": 2e6,
+            "no_rope_layers": None,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
         {},
     ),
     "qwen3_moe": (
@@ -301,6 +347,9 @@ FAMILIES = {
             "moe_intermediate_size": 768,
             "norm_topk_prob": False,
             "decoder_sparse_step": 1,
+            "mlp_only_layers": None,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
         },
         {"num_local_experts": "num_experts"},
     ),
@@ -308,6 +357,8 @@ FAMILIES = {
         "DeepseekV3ForCausalLM",
         {
             "max_position_embeddings": 4096,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
             "n_routed_experts": 256,
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 2048,
@@ -328,7 +379,11 @@ FAMILIES = {
     ),
 }
 ALIASES = {"kimi_k2": "deepseek_v3"}  # Kimi K2 is DeepSeek V3 with other numbers, and transformers knows it as such
+OWN = set().union(*(defaults for _, defaults, _ in FAMILIES.values())) & {  # what a family does not have, if not here
+    field.name for field in dataclasses.fields(Config) if field.default is None
+} - {"sliding_window", "bos_token_id", "eos_token_id"}
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+REQUIRED += ["max_position_embeddings"]
 MOST = {"num_hidden_layers": 10_000, "num_experts": 100_000, "n_routed_experts": 100_000}  # what no file can ask for
 
 
@@ -350,7 +405,7 @@ def save(folder, params, config):
 
 def read_json(path):
     """The object in a JSON file; ValueError where there is none."""
-    with open(path, encoding="utf-8") as file:
+    with open(_regular(path), encoding="utf-8") as file:
         try:
             value = json.load(file)
         except (ValueError, RecursionError):

@@ -199,7 +199,7 @@ def losses(params, config, tokens, targets, mtp=False, observed=None):
     (hidden, aux_loss), body_backward = transformer(params, config, tokens, observed=observed)
     head = params[head_name(config)]
     value, head_backward = linear_cross_entropy(hidden, head, targets)
-    mtp_value = 0.0
+    mtp_value, mtp = 0.0, mtp and tokens.shape[1] > 1  # a single token has none after the next
     if mtp:
         (mtp_hidden, mtp_aux_loss), mtp_backward = multi_token_prediction(params, config, tokens, hidden, observed)
         aux_loss += mtp_aux_loss

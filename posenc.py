@@ -91,6 +91,8 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
     """
     scaling = scaling or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if not 1 < base < 1e30:
+        raise ValueError(f"rope_theta must be more than 1, not {base}")
     speed = pair_frequencies(int(dim * (scaling.get("partial_rotary_factor") or 1)), base)
     if kind == "default":
         return speed, 1.0
@@ -101,10 +103,12 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
         value = otherwise if scaling.get(key) is None else scaling[key]
         if value is None:
             raise ValueError(f"RoPE scaling {kind!r} needs {key!r}")
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < value < 1e9:
             raise ValueError(f"RoPE scaling {kind!r} cannot have {key} = {value!r}")
         return value
 
+    names = "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"
+    options = {key: need(key) for key in names if scaling.get(key)} | {"truncate": scaling.get("truncate", True)}
     if kind == "linear":
         return speed / need("factor"), 1.0
     original = need("original_max_position_embeddings", max_position_embeddings)
@@ -116,23 +120,23 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
         turns = original * speed / (2 * math.pi)
         keep, attention_factor = xp.clip((turns - low) / (high - low), 0, 1), 1.0
     else:
-        keep, attention_factor = _yarn(scaling, len(speed), base, original, factor)
+        keep, attention_factor = _yarn(options, len(speed), base, original, factor)
     return speed * (keep + (1 - keep) / factor), attention_factor
 
 
-def _yarn(scaling, pairs, base, original, factor):
+def _yarn(options, pairs, base, original, factor):
     """YaRN's keep (pairs,) and attention_factor, with the options that DeepSeek and gpt-oss added."""
 
     def pair_turning(times):  # the j for which original · base^(-j/pairs) = 2π · times
         return pairs * math.log(original / (2 * math.pi * times)) / math.log(base)
 
-    first, last = pair_turning(scaling.get("beta_fast") or 32), pair_turning(scaling.get("beta_slow") or 1)
-    if scaling.get("truncate", True):
+    first, last = pair_turning(options.get("beta_fast", 32)), pair_turning(options.get("beta_slow", 1))
+    if options["truncate"]:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * pairs - 1)  # dim, not pairs: so it is in the published models
     keep = 1 - xp.clip((xp.arange(pairs) - first) / ((last - first) or 0.001), 0, 1)
 
-    attention_factor, mscale, all_dim = map(scaling.get, ("attention_factor", "mscale", "mscale_all_dim"))
+    attention_factor, mscale, all_dim = map(options.get, ("attention_factor", "mscale", "mscale_all_dim"))
     if attention_factor is None:
         # DeepSeek's softmax scale already holds the one of mscale_all_dim, so here goes only what is left over
         sharp, already = sharpening(factor, mscale), sharpening(factor, all_dim)

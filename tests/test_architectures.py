@@ -39,6 +39,22 @@ def test_the_newer_names_of_experts_are_the_older_ones():
         assert config_from_json(newer) == config
 
 
+def test_what_is_null_or_switched_off_is_not_the_default():
+    latent = config_to_json(dataclasses.replace(TINY, **LATENT))
+    for name in "norm_topk_prob", "rope_interleave":
+        config = config_from_json(latent | {name: None})
+        assert getattr(config, name) is False and config_from_json(config_to_json(config)) == config
+    for name, default in ("bos_token_id", 0), ("eos_token_id", 1):
+        left_out = {key: value for key, value in latent.items() if key != name}
+        assert getattr(config_from_json(left_out), name) == default
+        assert getattr(config_from_json(latent | {name: None}), name) is None
+    experts = config_to_json(dataclasses.replace(TINY, **VARIANTS["experts"]))
+    config = config_from_json(experts | {"sliding_window": 4, "use_sliding_window": False})
+    assert config.sliding_window is None and config_to_json(config)["use_sliding_window"] is False
+    config = config_from_json(experts | {"sliding_window": 4, "use_sliding_window": True})
+    assert [config.window(i) for i in range(2)] == [4, 4] and config_from_json(config_to_json(config)) == config
+
+
 def test_kimi_k2_is_deepseek_v3_under_another_name():
     config = dataclasses.replace(TINY, **LATENT)
     assert config_from_json(config_to_json(config) | {"model_type": "kimi_k2"}) == config
@@ -82,6 +98,23 @@ def test_what_the_model_lacks_is_refused(field, value):
         ("v_head_dim", -1),
         ("n_routed_experts", "8"),
         ("quantization_config", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
+        ("decoder_sparse_step", 2),
+        ("num_hidden_layers", 10_001),
+        ("n_routed_experts", 100_004),
+        ("qk_rope_head_dim", 10**9),
+        ("max_position_embeddings", None),
+        ("model_type", []),
+        ("rope_theta", 10**400),
+        ("rope_theta", 1),
+        ("rope_theta", float("nan")),
+        ("rms_norm_eps", -1.0),
+        ("hidden_size", True),
+        ("eos_token_id", [1.5]),
+        *(
+            ("rope_scaling", architectures.DEEPSEEK_SCALING | {name: value})
+            for name in ("factor", "beta_fast", "mscale", "mscale_all_dim", "attention_factor")
+            for value in ("x", -1, float("nan"), 10**400)
+        ),
     ],
 )
 def test_experts_and_latents_that_do_not_fit_are_refused(field, value):

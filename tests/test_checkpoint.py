@@ -110,6 +110,9 @@ def test_deepseeks_blocks_are_scaled_and_its_mtp_layer_layer_is_read_or_left_out
     loaded, loaded_config = model.load(tmp_path)
     assert list(loaded) == list(main) and loaded_config.num_nextn_predict_layers == 0
 
+    (tmp_path / "model.safetensors").write_bytes(stored("F8_E4M3", [1], b"\x00"))
+    with pytest.raises(ValueError, match="without a scale"):
+        model.load(tmp_path)
     save_file(main | {f"{name}_scale_inv": scale.T[:2]}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="scales"):
         model.load(tmp_path)
