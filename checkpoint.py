@@ -203,7 +203,7 @@ def config_from_json(published):
         raise ValueError(f"model_type {kind!r} is not one of {', '.join([*FAMILIES, *ALIASES])}")
     _, defaults, newer_names = FAMILIES[kind]
     published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
-    if "use_sliding_window" in defaults and not published["use_sliding_window"]:
+    if not published.get("use_sliding_window", True):
         published["sliding_window"] = None
     rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -233,6 +233,8 @@ def config_from_json(published):
         fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
     if kind == "qwen3_moe" and published.get("use_sliding_window"):
         fields["layer_types"] = ("sliding_attention",) * layers
+    if "sliding_attention" not in fields.get("layer_types", ()):
+        fields.pop("sliding_window", None)
     config = Config(**fields)
     _refuse_what_is_not_here(config, published, rope)
     config.check()
