@@ -152,6 +152,17 @@ def test_a_checkpoint_in_shards(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     loaded, _ = model.load(tmp_path)
     assert all((loaded[name] == params[name]).all() for name in params)
+    copy = tmp_path / "model-3.safetensors"
+    save_file({names[0]: to_numpy(params[names[0]])}, copy)
+    index["weight_map"]["copy"] = copy.name
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="in two files"):
+        model.load(tmp_path)
+    changed = params | {"model.norm.weight": params["model.norm.weight"] + 1}
+    index_before = (tmp_path / "model.safetensors.index.json").read_text()
+    model.save(tmp_path, changed, TINY)
+    assert (model.load(tmp_path)[0]["model.norm.weight"] == changed["model.norm.weight"]).all()
+    (tmp_path / "model.safetensors.index.json").write_text(index_before)
     index["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="outside"):
