@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 @pytest.mark.parametrize("arch", list(model.ARCHITECTURES))
 def test_every_architecture_trains_with_its_features(arch, text, tmp_path):
-    options = ["--mtp", "0.3", *(["--qk-clip", "0.05"] if "qwen" not in arch else [])]
+    options = ["--mtp", "0.3", *(["--qk-clip", "0.001"] if "qwen" not in arch else [])]
     code, _, err = finished(
         "--data", text, "--arch", arch, "--steps", 30, "--out", tmp_path / "run", *SMALL, "--layers", 2, *options
     )
@@ -273,7 +273,7 @@ def test_every_architecture_trains_with_its_features(arch, text, tmp_path):
     observed = {}
     model.transformer(params, config, xp.asarray(np.arange(2, 18)[None]), observed=observed)
     if "--qk-clip" in options:  # clipped after the last step, on another text
-        assert observed[0]["max_logits"].max() < 0.2
+        assert observed[0]["max_logits"].max() < 0.01
 
 
 @pytest.mark.parametrize("experts", [1, 2, 5, 8, 12])
@@ -282,6 +282,8 @@ def test_any_number_of_experts_fits_the_sibling(arch, experts):
     settings = {name: default for name, (_, default, _) in train.SETTINGS.items()}
     settings |= {"arch": arch, "experts": experts, "experts_per_token": 1}
     config = train.sibling(settings, SimpleNamespace(vocab_size=300))
+    if arch == "deepseek-v3":  # groups of at least two, half of which are used
+        assert (config.n_group, config.topk_group) == {8: (4, 2), 12: (6, 3), 2: (1, 1)}.get(experts, (1, 1))
     assert config.experts == experts and not config.norm_topk_prob  # which would leave the router without a gradient
 
 
