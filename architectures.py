@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import posenc
+from attention import Pattern
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Config:
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # see posenc.rope_frequencies
     no_rope_layers: tuple | None = None  # a 0 for each layer without RoPE, a 1 for each with it
-    layer_types: tuple | None = None  # full_attention or sliding_attention for each layer
+    layer_types: tuple | None = None  # for each layer full_attention, sliding_attention, or one of SPARSE
     sliding_window: int | None = None
+    sparse_attention: dict | None = None  # stride, block, ... of attention.Pattern, for the layers that are SPARSE
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False  # True: the head is the embedding table
@@ -86,6 +88,11 @@ class Config:
         """How many tokens the layer's queries see; None = all of them."""
         return self.sliding_window if self.layer_types and self.layer_types[layer] == "sliding_attention" else None
 
+    def pattern(self, layer):
+        """The sparse pattern of the layer's attention, or None."""
+        kind = SPARSE.get(self.layer_types[layer]) if self.layer_types else None
+        return None if kind is None else Pattern(kind, **self.sparse_attention or {})
+
     def attention_scale(self):
         """What latent attention multiplies its scores by: 1/√dim, and more where YaRN stretches the context."""
         scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
@@ -105,6 +112,14 @@ class Config:
             per_layer = getattr(self, name)
             if per_layer is not None and len(per_layer) != layers:
                 raise ValueError(f"{name} has {len(per_layer)} entries for {layers} layers")
+        unknown = set(self.layer_types or ()) - {"full_attention", "sliding_attention", *SPARSE}
+        if unknown:
+            raise ValueError(f"config.json asks for layer_types = {min(unknown)!r}, which is not here")
+        try:
+            for layer in range(layers):
+                self.pattern(layer)
+        except TypeError:
+            raise ValueError(f"no pattern has sparse_attention = {self.sparse_attention!r}") from None
         if any(map(self.has_experts, range(layers))):
             groups, used = self.n_group or 1, self.topk_group or 1
             in_group, left = divmod(self.experts, groups)
@@ -123,6 +138,8 @@ class Config:
                     raise ValueError(f"latent attention cannot have {name} = {getattr(self, name)}")
         posenc.rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling, self.max_position_embeddings)
 
+
+SPARSE = {f"{kind}_attention": kind for kind in ("window", "strided", "fixed", "bigbird")}  # see attention.Pattern
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",

@@ -17,7 +17,11 @@ key head serves heads / kv_heads consecutive query heads: all of them in multi-q
 fewer queries than keys, the queries are the last of the sequence.
 """
 
-from backend import to_numpy, xp
+from dataclasses import dataclass
+
+import numpy as np
+
+from backend import in_parallel, to_numpy, xp
 from layers import project, rms_norm, softmax
 from posenc import rope as rotate
 
@@ -66,8 +70,84 @@ def _look(query, key, causal, window):
     return seen if window is None else seen & (abs(distance) < window)
 
 
-def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, block=64, observed=None):
-    """The same attention in tiles of `block` keys by `block` queries (FlashAttention, Dao et al. 2022; 2023).
+@dataclass(frozen=True)
+class Pattern:
+    """Which blocks of keys a block of queries sees, in sparse attention. i and j number the blocks of `block` tokens.
+
+    window    neighbours only, |i - j| < stride: O(n)
+    strided   neighbours, and every stride-th block before: with stride ≈ √(n / block), O(n √n)    Child et al. 2019
+    fixed     its own span of `stride` blocks, and the last block of every span: the same          Child et al. 2019
+    bigbird   neighbours, the first `global_blocks` (which see all, too) and `random_blocks` others: O(n)
+              Zaheer et al. 2020; without the random ones, Longformer, Beltagy et al. 2020
+    """
+
+    kind: str
+    stride: int = 4
+    block: int = 64
+    global_blocks: int = 1
+    random_blocks: int = 2
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind not in ("window", "strided", "fixed", "bigbird"):
+            raise ValueError(f"the pattern {self.kind!r} is none of window, strided, fixed and bigbird")
+        if min(self.stride, self.block) < 1 or min(self.global_blocks, self.random_blocks, self.seed) < 0:
+            raise ValueError("a pattern's stride and block are at least 1, and nothing in it is negative")
+
+    def sees(self, i, j):
+        """i: the number of a block of queries; j: those of blocks of keys, an array. Booleans, shaped like j."""
+        near = abs(i - j) < self.stride
+        if self.kind == "window":
+            return near
+        if self.kind == "strided":
+            return near | ((i - j) % self.stride == 0)
+        if self.kind == "fixed":
+            return (i // self.stride == j // self.stride) | (j % self.stride == self.stride - 1)
+        drawn = np.random.default_rng((self.seed, i)).integers(0, i + 1, self.random_blocks)
+        return near | (j < self.global_blocks) | (i < self.global_blocks) | np.isin(j, drawn)
+
+    def mask(self, queries, keys, causal=True, window=None):
+        """The same for every token, as `look`: (queries, keys) booleans."""
+        j = np.arange(keys) // self.block
+        rows = [self.sees(i, j) for i in range(int(j[-1]) + 1)]
+        return xp.asarray(np.stack([rows[i] for i in j[keys - queries :]])) & look(queries, keys, causal, window)
+
+
+def tiles(queries, keys, causal, window, pattern, block, width):
+    """The work of sparse and flash attention: [(rows, [cols, ...]), ...], for each block of queries the keys that any
+    of them may look at, `width` of them at a time. What nobody looks at is in no tile.
+
+    rows: a slice of the queries. cols: a slice of the keys, or an array of their indices where they lie apart.
+    """
+    offset = keys - queries  # the first query's position among the keys
+    if pattern is not None:
+        block = pattern.block
+    shift = offset % block if pattern is not None else 0  # a pattern's blocks begin at the first key
+    plan = []
+    for start in range(-shift, queries, block):
+        rows = slice(max(0, start), min(start + block, queries))
+        first, last = 0, keys
+        if window is not None:
+            first, last = max(0, offset + rows.start - window + 1), min(keys, offset + rows.stop + window - 1)
+        if causal:
+            last = min(last, offset + rows.stop)
+        if pattern is None:
+            plan.append((rows, [slice(c, min(c + width, last)) for c in range(first, last, width)]))
+            continue
+        j = np.arange(first // block, -(-last // block))
+        seen = j[pattern.sees((offset + start) // block, j)]
+        indices = (seen[:, None] * block + np.arange(block)).reshape(-1)
+        indices = indices[(first <= indices) & (indices < last)]
+        parts = [indices[c : c + width] for c in range(0, len(indices), width)]
+        together = lambda part: part[-1] - part[0] == len(part) - 1
+        plan.append((rows, [slice(p[0], p[-1] + 1) if together(p) else xp.asarray(p) for p in parts]))
+    return plan
+
+
+def flash_attention(
+    q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, pattern=None, block=None, observed=None
+):
+    """The same attention in tiles of some keys by some queries (FlashAttention, Dao et al. 2022; 2023).
 
     The arithmetic stays O(n²); what is saved is memory and the way to it, as a tile fits into the fast one
     (a GPU's shared memory, a CPU's cache). For each block of queries the softmax runs along the keys, with
@@ -77,106 +157,128 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
                                  l = l exp(m - m') + Σ p,  o = o exp(m - m') + pᵀ v,  m = m'
         y = o / l
 
-    Blocks that the mask empties are never computed, so a window costs O(n · window). The backward pass needs
-    only log Σ exp(s) = m + log l of each query, from which it computes each tile's probabilities again.
+    Tiles that the mask empties are never computed, so a window costs O(n · window), and a sparse pattern what it
+    sees. The backward pass needs only log Σ exp(s) = m + log l of each query, from which it computes each tile's
+    probabilities again. Long sequences use all cores of a CPU.
 
-    causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None.
-    slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None.
+    causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None; of more than keys
+    the last count. slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None. pattern: a
+    Pattern, or None. block: queries and keys of a tile, or None for what is fastest.
     observed: a dict, or None, in which "max_logits" is set to the largest score of each head, (heads,).
     Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
     """
     batch, heads, queries, dim = q.shape
     kv_heads, keys = k.shape[1:3]
-    group = heads // kv_heads
+    group, v_dim = heads // kv_heads, v.shape[-1]
     scale = dim**-0.5 if scale is None else scale
-    offset = keys - queries  # the first query's position among the keys
+    offset = keys - queries
+    padding = None if padding is None else padding[:, -keys:]  # a cache with a window keeps the last ones
+    # The heads that share a key are more rows of one product. In long sequences a tile is large and holds one head,
+    # in short ones it is small and holds all of them, so that Python has little to do.
+    long = queries > 1024
+    rows_of_a_tile = block or (max(64, 256 // group) if long else 64)
+    keys_of_a_tile = max(block or (512 if long or pattern else 64), rows_of_a_tile * 64 // max(1, queries))
+    plan = tiles(queries, keys, causal, window, pattern, rows_of_a_tile, keys_of_a_tile)
+    every = [(slice(b, b + 1), slice(h, h + 1)) for b in range(batch) for h in range(kv_heads)]
+    jobs = [
+        (*which, rows, columns) for which in (every if long else [(slice(None), slice(None))]) for rows, columns in plan
+    ]
+    spread = in_parallel if batch * heads * queries * keys >= 2**24 else lambda function, jobs: [function(jobs)]
 
-    plan = []  # for each block of queries, the blocks of keys that any of them may look at
-    width = max(block, block * block // max(1, queries))  # few queries take more keys at once
-    for start in range(0, queries, block):
-        rows = slice(start, min(start + block, queries))
-        first, last = 0, keys
-        if window is not None:
-            first, last = max(0, offset + rows.start - window + 1), min(keys, offset + rows.stop + window - 1)
-        if causal:
-            last = min(last, offset + rows.stop)
-        plan.append((rows, [slice(c, min(c + width, last)) for c in range(first, last, width)]))
+    def by_group(x):
+        """(batch, heads, ...) -> (batch, kv_heads, group, ...), a view where x is contiguous."""
+        return x.reshape(batch, kv_heads, group, *x.shape[2:])
 
-    def fold(x, rows):
-        """The heads that share a key, as more rows of one product: (batch, kv_heads, group · rows, dim)."""
-        part = x[:, :, rows]
-        return part.reshape(batch, kv_heads, group * part.shape[2], part.shape[3])
+    def fold(x, b, h, rows):
+        part = by_group(x)[b, h, :, rows]
+        return part.reshape(*part.shape[:2], -1, part.shape[-1])  # (batch, kv_heads, group · rows, dim)
 
-    def tile_bias(rows, cols):
+    def tile_bias(b, h, rows, cols):
         """What a tile adds to its scores, 0 or -inf or ALiBi's slope; None where that is 0 throughout."""
-        nearest = offset + rows.start - (cols.stop - 1)
-        farthest = offset + rows.stop - 1 - cols.start
+        ends = (cols.start, cols.stop - 1) if isinstance(cols, slice) else (int(cols[0]), int(cols[-1]))
+        nearest, farthest = offset + rows.start - ends[1], offset + rows.stop - 1 - ends[0]
         inside = (not causal or nearest >= 0) and (window is None or max(farthest, -nearest) < window)
         if inside and padding is None and slopes is None:
             return None
         query = xp.arange(offset + rows.start, offset + rows.stop)
-        key = xp.arange(cols.start, cols.stop)[:, None, None]  # against query (cols, 1, rows)
-        seen = _look(query, key, causal, window)
+        key = (xp.arange(cols.start, cols.stop) if isinstance(cols, slice) else cols)[:, None, None]
+        seen = _look(query, key, causal, window)  # (cols, 1, rows)
         if padding is not None:
-            seen = seen & padding[:, None, cols, None, None]  # (batch, 1, cols, 1, rows)
+            seen = seen & padding[b, None, cols, None, None]  # (batch, 1, cols, 1, rows)
         bias = xp.where(seen, xp.zeros((), q.dtype), -xp.inf)
         if slopes is not None:  # (kv_heads, cols, group, rows)
-            bias = bias - slopes.reshape(kv_heads, 1, group, 1).astype(q.dtype) * abs(query - key).astype(q.dtype)
+            slope = slopes.reshape(kv_heads, 1, group, 1)[h].astype(q.dtype)
+            bias = bias - slope * abs(query - key).astype(q.dtype)
         return bias
 
     # a tile of scores is (keys, queries): NumPy finds the largest down a column three times as fast as along a row
-    def tile_scores(q_tile, rows, cols):
-        scores = k[:, :, cols] @ q_tile.swapaxes(-1, -2)  # (batch, kv_heads, cols, group · rows)
-        bias = tile_bias(rows, cols)
+    def tile_scores(k, q_tile, b, h, rows, cols):
+        scores = k[b, h, cols] @ q_tile.swapaxes(-1, -2)  # (batch, kv_heads, cols, group · rows)
+        bias = tile_bias(b, h, rows, cols)
         if bias is not None:
             by_head = scores.reshape(*scores.shape[:3], group, -1)  # a view
             by_head += bias
         return scores
 
-    y = xp.empty_like(q, shape=(batch, heads, queries, v.shape[-1]))  # heads stay beside each other in memory
-    log_total, largest = [], []
-    for rows, columns in plan:
-        q_tile = fold(q, rows) * scale
-        m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min, q.dtype)  # finite, as -inf - -inf is not a number
-        l = xp.zeros_like(m)
-        o = xp.zeros((*m.shape, v.shape[-1]), q.dtype)
-        for cols in columns:
-            p = tile_scores(q_tile, rows, cols)
-            larger = xp.maximum(m, p.max(axis=-2))
-            p -= larger[..., None, :]
-            xp.exp(p, out=p)
-            shrink = xp.exp(m - larger)
-            l = l * shrink + p.sum(axis=-2)
-            o *= shrink[..., None]
-            o += p.swapaxes(-1, -2) @ v[:, :, cols]
-            m = larger
-        l = xp.where(l == 0, 1, l)  # a query that sees no key keeps o = 0
-        o /= l[..., None]
-        y[:, :, rows] = o.reshape(batch, heads, -1, o.shape[-1])
-        log_total.append(m + xp.log(l))
-        largest.append(m.reshape(batch, heads, -1).max(axis=(0, 2)))
+    y = xp.empty_like(q, shape=(batch, heads, queries, v_dim))
+    log_sum, top = (xp.empty((batch, kv_heads, group, queries), q.dtype) for _ in range(2))
+
+    def forward(jobs):
+        for b, h, rows, columns in jobs:
+            q_tile = fold(q, b, h, rows) * scale
+            m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min, q.dtype)  # finite, as -inf - -inf is not a number
+            l = xp.zeros_like(m)
+            o = xp.zeros((*m.shape, v_dim), q.dtype)
+            for cols in columns:
+                p = tile_scores(k, q_tile, b, h, rows, cols)
+                larger = xp.maximum(m, p.max(axis=-2))
+                p -= larger[..., None, :]
+                xp.exp(p, out=p)
+                shrink = xp.exp(m - larger)
+                l = l * shrink + p.sum(axis=-2)
+                o *= shrink[..., None]
+                o += p.swapaxes(-1, -2) @ v[b, h, cols]
+                m = larger
+            l = xp.where(l == 0, 1, l)  # a query that sees no key keeps o = 0
+            o /= l[..., None]
+            shape = (*m.shape[:2], group, -1)
+            by_group(y)[b, h, :, rows] = o.reshape(*shape, v_dim)
+            log_sum[b, h, :, rows], top[b, h, :, rows] = (m + xp.log(l)).reshape(shape), m.reshape(shape)
+
+    spread(forward, jobs)
     if observed is not None:
-        observed["max_logits"] = xp.stack(largest).max(axis=0)
+        observed["max_logits"] = top.max(axis=(0, 3)).reshape(heads)
 
     def backward(dy):
-        dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-        for (rows, columns), log_sum in zip(plan, log_total):
-            q_tile, dy_tile = fold(q, rows) * scale, fold(dy, rows)
-            dq_tile = xp.zeros_like(q_tile)
-            # the softmax's Σ_j dp_j p_j, with dp = dy vᵀ, is dy · (Σ_j p_j v_j) = dy · y
-            along = (dy_tile * fold(y, rows)).sum(axis=-1)
-            for cols in columns:
-                p = tile_scores(q_tile, rows, cols)
-                p -= log_sum[..., None, :]
-                xp.exp(p, out=p)
-                dv[:, :, cols] += p @ dy_tile
-                dscores = v[:, :, cols] @ dy_tile.swapaxes(-1, -2)
-                dscores -= along[..., None, :]
-                dscores *= p
-                dq_tile += dscores.swapaxes(-1, -2) @ k[:, :, cols]
-                dk[:, :, cols] += dscores @ q_tile
-            dq_tile *= scale
-            dq[:, :, rows] = dq_tile.reshape(batch, heads, -1, dim)
+        # the softmax's Σ_j dp_j p_j, with dp = dy vᵀ, is dy · (Σ_j p_j v_j) = dy · y
+        along = by_group(xp.einsum("bhnd,bhnd->bhn", dy, y))
+        # a further column of ones lets the products of a tile subtract log_sum and along, for nothing
+        k_one, v_one = (xp.concatenate([x, xp.ones((*x.shape[:3], 1), x.dtype)], axis=-1) for x in (k, v))
+        dq = xp.empty_like(q, shape=q.shape)
+
+        def part(jobs):
+            dk, dv = xp.zeros_like(k), xp.zeros_like(v)
+            for b, h, rows, columns in jobs:
+                q_tile, dy_tile = fold(q, b, h, rows) * scale, fold(dy, b, h, rows)
+                minus = [-x[b, h, :, rows].reshape(*q_tile.shape[:3], 1) for x in (log_sum, along)]
+                q_minus, dy_minus = (xp.concatenate(pair, axis=-1) for pair in zip((q_tile, dy_tile), minus))
+                dq_tile = xp.zeros_like(q_tile)
+                for cols in columns:
+                    p = tile_scores(k_one, q_minus, b, h, rows, cols)
+                    xp.exp(p, out=p)
+                    dv[b, h, cols] += p @ dy_tile
+                    dscores = v_one[b, h, cols] @ dy_minus.swapaxes(-1, -2)
+                    dscores *= p
+                    dq_tile += dscores.swapaxes(-1, -2) @ k[b, h, cols]
+                    dk[b, h, cols] += dscores @ q_tile
+                dq_tile *= scale
+                by_group(dq)[b, h, :, rows] = dq_tile.reshape(*dq_tile.shape[:2], group, -1, dim)
+            return dk, dv
+
+        (dk, dv), *others = spread(part, jobs)
+        for dk_other, dv_other in others:
+            dk += dk_other
+            dv += dv_other
         return dq, dk, dv
 
     return y, backward
@@ -185,26 +287,35 @@ def flash_attention(q, k, v, causal=True, window=None, padding=None, slopes=None
 class KVCache:
     """What a layer keeps of the tokens read so far: keys and values, or the latent vectors of latent_attention.
 
-    The buffers double when they are full, so that n appended tokens copy O(n) and not O(n²) numbers.
+    The buffers double when they are full, so that n appended tokens copy O(n) and not O(n²) numbers. With a
+    window, what no later query can see is dropped.
     """
 
-    def __init__(self):
-        self.length = 0
+    def __init__(self, window=None):
+        self.window = window
+        self.length = 0  # tokens read
+        self.first = self.end = 0  # the part of the buffers that is in use
         self.buffers = []  # (batch, kv_heads, capacity, dim) each
 
     def append(self, *new):
-        """Adds arrays (batch, kv_heads, time, dim), such as k and v, and returns all there is of each, as views."""
-        start, self.length = self.length, self.length + new[0].shape[2]
-        if not self.buffers or self.length > self.buffers[0].shape[2]:
-            old, self.buffers = self.buffers, [self._larger(array) for array in new]
+        """Adds arrays (batch, kv_heads, time, dim), such as k and v, and returns all that is kept of each, as views."""
+        time = new[0].shape[2]
+        self.length += time
+        if self.window is not None:
+            self.first = max(self.first, self.end - self.window + 1)
+        kept = self.end - self.first
+        capacity = self.buffers[0].shape[2] if self.buffers else 0
+        if self.end + time > capacity or capacity > 64 + 4 * (kept + time):  # full, or far too large
+            old = [buffer[:, :, self.first : self.end] for buffer in self.buffers]
+            shape = lambda array: (*array.shape[:2], max(64, 2 * (kept + time)), array.shape[3])
+            self.buffers = [xp.empty(shape(array), array.dtype) for array in new]
+            self.first, self.end = 0, kept
             for buffer, before in zip(self.buffers, old):
-                buffer[:, :, :start] = before[:, :, :start]
+                buffer[:, :, :kept] = before
         for buffer, array in zip(self.buffers, new):
-            buffer[:, :, start : self.length] = array
-        return [buffer[:, :, : self.length] for buffer in self.buffers]
-
-    def _larger(self, like):
-        return xp.empty((*like.shape[:2], max(64, 2 * self.length), like.shape[3]), like.dtype)
+            buffer[:, :, self.end : self.end + time] = array
+        self.end += time
+        return [buffer[:, :, self.first : self.end] for buffer in self.buffers]
 
 
 def split_heads(x, heads):
@@ -224,7 +335,7 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
     and o_proj.weight (hidden, heads · dim), with .bias where the model has them, and {q,k}_norm.weight (dim,) where it
     normalises the queries and keys of each head (QK-norm, after Henry et al. 2020), with eps.
     rope: (cos, sin) of posenc.rope_tables, or None for no position. cache: a KVCache, which is appended to.
-    options: causal, window, padding, slopes and observed of flash_attention.
+    options: causal, window, padding, slopes, pattern and observed of flash_attention.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
     """
     time = x.shape[1]
@@ -288,7 +399,7 @@ def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=Non
     o_proj.weight (hidden, heads · v_dim). rope: (cos, sin) for rope_dim. interleaved, scale: of posenc.rope and of
     flash_attention. cache: a KVCache, to which the latents are appended. absorb: attend over the latents themselves
     (`absorbed_attention`), or make keys and values of them (`expanded_attention`); None takes what costs less.
-    options: causal, window, padding and observed of flash_attention.
+    options: causal, window, padding, pattern and observed of flash_attention.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
     """
     time, rank, rope_dim = x.shape[1], weights["kv_a_layernorm.weight"].shape[0], 2 * rope[0].shape[-1]

@@ -4,6 +4,9 @@ Set the environment variable BACKEND to `numpy` or `cupy` to choose by hand.
 """
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -46,3 +49,39 @@ def scatter_add(target, index, rows):
         index = index[order]
         start = np.flatnonzero(np.r_[True, index[1:] != index[:-1]])
         target[index[start]] += np.add.reduceat(rows[order], start, axis=0)
+
+
+# --- the cores of a CPU ---
+
+_worker = threading.local()
+_blas = None
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@contextmanager
+def thread_pool(threads):
+    """Threads for pieces of work that do not depend on each other; the matrix products inside keep to the thread
+    they are in. NumPy lets go of the interpreter while it computes, and whole pieces on separate cores wait for each
+    other far less often than the halves of every single matrix product do.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    global _blas
+    _blas = _blas or ThreadpoolController()
+    begin = lambda: setattr(_worker, "busy", True)
+    with _blas.limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads, initializer=begin) as pool:
+        yield pool
+
+
+def in_parallel(function, pieces):
+    """[function(piece), ...], each piece a list of the given ones, on all cores at once; in a thread of a pool, or
+    on a GPU, it is [function(pieces)].
+    """
+    threads = 1 if xp is not np or getattr(_worker, "busy", False) else min(cores(), len(pieces))
+    if threads == 1:
+        return [function(pieces)]
+    with thread_pool(threads) as pool:
+        return list(pool.map(function, [pieces[i::threads] for i in range(threads)]))

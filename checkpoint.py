@@ -268,7 +268,6 @@ def _refuse_what_is_not_here(config, published, rope):
         "quantization_config": quantization and not _is_block_fp8(quantization),
         "partial_rotary_factor": any((d.get("partial_rotary_factor") or 1.0) != 1.0 for d in (rope, published)),
         "use_sliding_window": published.get("use_sliding_window") and not types,
-        "layer_types": types - {"full_attention", "sliding_attention"},
         "sliding_window": "sliding_attention" in types and not config.sliding_window,
         "scoring_func": given("scoring_func", "sigmoid") != "sigmoid",
         "topk_method": given("topk_method", "noaux_tc") != "noaux_tc",

@@ -37,7 +37,7 @@ def block(x, weights, config, rope, observed=None, **options):
 
     x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them. rope: (cos, sin), or None
     for no positions. observed: a dict, or None, that is filled with what attention and experts observe. options:
-    cache, causal, window and padding of the attention.
+    cache, causal, window, pattern and padding of the attention.
     Returns ((y, aux_loss), backward): y like x; the load-balancing loss of the layer's router, 0 without one; and
     backward(dy, daux_loss=0) -> (dx, dweights).
     """
@@ -136,6 +136,7 @@ def transformer(params, config, tokens, cache=None, padding=None, observed=None)
             cache=cache[i] if cache else None,
             causal=config.causal,
             window=config.window(i),
+            pattern=config.pattern(i),
             padding=padding,
         )
         aux_loss += layer_aux_loss
@@ -309,7 +310,8 @@ def generate_batch(
     temperature, top_k, top_p, rng: as in `sample`, with default_rng(0) if rng is None.
     Returns an iterator over steps, each an array (batch,): the new tokens, a stop token being a row's
     last, and -1 for the rows that ended before. Raises ValueError for an empty prompt, a token out of
-    the vocabulary, or where the longest prompt and its answer do not fit into the context window.
+    the vocabulary, where the longest prompt and its answer do not fit into the context window, or for prompts of
+    different lengths with sparse attention.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     longest, window = int(lengths.max(initial=0)), config.max_position_embeddings
@@ -327,6 +329,8 @@ def generate_batch(
         row[longest - len(prompt) :] = prompt  # filled up on the left, so that all rows end together
     if tokens.min() < 0 or tokens.max() >= config.vocab_size:
         raise ValueError(f"a prompt has a token id outside the vocabulary of {config.vocab_size}")
+    if any(map(config.pattern, range(config.num_hidden_layers))) and lengths.min() < longest:
+        raise ValueError("sparse attention counts blocks from the first token, so all prompts must be of one length")
     if stop is None:
         stop = config.eos_token_id
     stop = [] if stop is None else np.atleast_1d(stop)
@@ -335,7 +339,7 @@ def generate_batch(
     def steps(tokens):
         padding = np.arange(longest) >= longest - lengths[:, None]  # (batch, longest)
         ended = np.zeros(len(prompts), bool)
-        cache = [KVCache() for _ in range(config.num_hidden_layers)]
+        cache = [KVCache(config.window(i)) for i in range(config.num_hidden_layers)]
         for _ in range(max_new_tokens):
             seen = None if padding.all() else xp.asarray(padding)
             (hidden, _), _ = transformer(params, config, xp.asarray(tokens), cache, seen)

@@ -25,7 +25,6 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -33,7 +32,7 @@ import numpy as np
 import bpe
 import checkpoint
 import model
-from backend import to_numpy, xp
+from backend import cores, thread_pool, to_numpy, xp
 from layers import IGNORE
 from moe import adjust_bias
 from optim import Optimizer, clip, qk_clip, warm_up_and_decay
@@ -79,20 +78,6 @@ def keep_freed_memory():
     with suppress(OSError, AttributeError):  # another C library
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL("libc.so.6").mallopt(option, 2**30)
-
-
-@contextmanager
-def thread_pool(threads):
-    """Threads that each take micro-batches; the matrix products inside keep to the thread they are in.
-
-    NumPy lets go of the interpreter while it computes, and whole micro-batches on separate cores wait for
-    each other far less often than the halves of every single matrix product do.
-    """
-    from threadpoolctl import threadpool_limits
-
-    keep_freed_memory()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        yield pool
 
 
 COMBINE = {"max_logits": xp.maximum, "load": xp.add}  # what the layers observe, over the parts of a batch
@@ -288,6 +273,16 @@ def sibling(settings, tokenizer):
         eos_token_id=END,
         causal=settings["objective"] == "causal",
     )
+    if settings["attention"]:
+        blocks = max(1, settings["context"] // 16)
+        config = dataclasses.replace(
+            config,
+            layer_types=tuple(
+                f"{settings['attention']}_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
+            ),
+            sliding_window=settings["context"] // 4 + 1 if settings["attention"] == "sliding" else None,
+            sparse_attention={"block": 16, "stride": math.isqrt(blocks)},
+        )
     if published.experts:
         experts, used = settings["experts"], settings["experts_per_token"]
         # a group is judged by its two best experts, so it has at least two
@@ -453,6 +448,7 @@ def train(run):
     saved_step, saved_at = run.step, time.perf_counter()
     quarters, tokens_seen, losses, logged_at = int(4 * run.fraction_done(run.step)), 0, [], time.perf_counter()
     bar_format = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+    keep_freed_memory()
     with thread_pool(run.settings["threads"]) as pool, interruptible() as interrupted:
         with tqdm(total=1.0, initial=min(1.0, run.fraction_done(run.step)), bar_format=bar_format) as bar:
             finished = run.step > 0 and run.fraction_done(run.step) >= 1
@@ -630,6 +626,7 @@ SETTINGS = {  # option: (type, default, what it is)
         None,
         "sequences computed at once, whose gradients accumulate; about 1024 tokens if not given",
     ),
+    "attention": (str, None, "of every other layer: a sliding window or a sparse pattern (default: as published)"),
     "experts": (int, 8, "experts per layer, for an --arch that has some"),
     "experts_per_token": (int, 2, "experts that compute a token"),
     "aux_loss": (float, 0.001, "weight of the routers' load-balancing loss"),
@@ -643,12 +640,9 @@ SETTINGS = {  # option: (type, default, what it is)
     "save_seconds": (float, 30.0, "time between checkpoints"),
     "seed": (int, 0, "of the first weights and the order of the text"),
 }
-CHOICES = {"arch": list(model.ARCHITECTURES), "objective": list(OBJECTIVES), "optimizer": ["muon", "adamw"]}
+CHOICES = {"attention": ["sliding", "strided", "fixed", "bigbird"]}
+CHOICES |= {"arch": list(model.ARCHITECTURES), "objective": list(OBJECTIVES), "optimizer": ["muon", "adamw"]}
 FLEXIBLE = {"minutes", "steps", "threads", "save_seconds"}  # may change when a run is resumed
-
-
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def main(argv=None):

@@ -39,6 +39,14 @@ def test_the_newer_names_of_experts_are_the_older_ones():
         assert config_from_json(newer) == config
 
 
+@pytest.mark.parametrize("sparse", [{"stride": 0}, {"strides": 3}, {"block": "x"}, {"kind": "window"}])
+def test_a_pattern_that_is_none_is_refused(sparse):
+    published = config_to_json(dataclasses.replace(TINY, **VARIANTS["sparse"]))
+    config_from_json(published)
+    with pytest.raises(ValueError):
+        config_from_json(published | {"sparse_attention": sparse})
+
+
 def test_what_is_null_or_switched_off_is_not_the_default():
     latent = config_to_json(dataclasses.replace(TINY, **LATENT))
     for name in "norm_topk_prob", "rope_interleave":
@@ -71,6 +79,8 @@ def test_kimi_k2_is_deepseek_v3_under_another_name():
         ("num_key_value_heads", 3),
         ("hidden_size", None),
         ("no_rope_layers", [1]),
+        ("layer_types", ["full_attention", "spiral_attention"]),
+        ("layer_types", ["strided_attention"]),
     ],
 )
 def test_what_the_model_lacks_is_refused(field, value):

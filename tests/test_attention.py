@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import posenc
 from attention import (
     KVCache,
+    Pattern,
     absorbed_attention,
     attention,
     expanded_attention,
@@ -16,6 +17,7 @@ from attention import (
     latent_attention,
     look,
     self_attention,
+    tiles,
 )
 from backend import xp
 
@@ -80,6 +82,85 @@ def test_flash_is_the_textbook_attention(sizes, causal, window, has_padding, has
 def test_flash_gradients(sizes, causal, window, block, seed):
     q, k, v = qkv(sizes, seed)
     check(lambda q, k, v: flash_attention(q, k, v, causal, window, block=block), q, k, v, seed=seed)
+
+
+# --- sparse patterns ---
+
+patterns = st.builds(
+    Pattern,
+    st.sampled_from(["window", "strided", "fixed", "bigbird"]),
+    stride=st.integers(1, 4),
+    block=st.integers(1, 5),
+    global_blocks=st.integers(0, 2),
+    random_blocks=st.integers(0, 2),
+    seed=st.integers(0, 9),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes, st.integers(0, 20), patterns, st.booleans(), maybe_window, st.booleans(), seed)
+def test_a_pattern_is_full_attention_with_its_mask(sizes, more, pattern, causal, window, has_padding, seed):
+    batch, kv_heads, group, queries, before, dim, v_dim = sizes
+    q, k, v = qkv((batch, kv_heads, group, queries + more, before, dim, v_dim), seed)
+    queries, keys = q.shape[2], k.shape[2]
+    mask, padding = pattern.mask(queries, keys, causal, window), None
+    if has_padding:
+        padding = xp.asarray(np.random.default_rng(seed).random((batch, keys)) < 0.7)
+        mask = mask & padding[:, None, None, :]
+    y, backward = attention(q, k, v, mask)
+    sparse, sparse_backward = flash_attention(q, k, v, causal, window, padding, pattern=pattern)
+    close(sparse, y)
+    for ours, textbook in zip(sparse_backward(y), backward(y), strict=True):
+        close(ours, textbook)
+
+
+@fast
+@given(st.integers(1, 40), st.integers(0, 9), patterns | st.none(), st.booleans(), maybe_window, st.integers(1, 9))
+def test_no_tile_is_empty_and_none_is_missing(queries, before, pattern, causal, window, size):
+    keys = before + queries
+    mask = np.asarray((pattern.mask if pattern else look)(queries, keys, causal, window).tolist())
+    covered, blocks = np.zeros((queries, keys), bool), -(-keys // pattern.block) if pattern else 0
+    for rows, columns in tiles(queries, keys, causal, window, pattern, size, size):
+        for cols in columns:
+            assert not covered[rows, cols].any()
+            covered[rows, cols] = True
+            if pattern:  # every block of keys in the tile has something to see
+                index = np.arange(keys)[cols]
+                for j in range(blocks):
+                    of_block = index[index // pattern.block == j]
+                    assert not len(of_block) or mask[rows][:, of_block].any()
+    assert not (mask & ~covered).any()
+
+
+@pytest.mark.parametrize("kind, exponent", [("window", 1.0), ("strided", 1.5), ("fixed", 1.5), ("bigbird", 1.0)])
+def test_the_work_of_a_pattern_grows_as_it_says(kind, exponent):
+    work = []
+    for n in 4096, 65536:
+        stride = 4 if exponent == 1 else int((n / 64) ** 0.5)
+        plan = tiles(n, n, True, None, Pattern(kind, stride), 64, 512)
+        sizes = [c.stop - c.start if isinstance(c, slice) else len(c) for _, columns in plan for c in columns]
+        work.append(sum(sizes))
+    assert np.log(work[1] / work[0]) / np.log(16) < exponent + 0.05
+
+
+def test_a_pattern_that_is_not_there_is_refused():
+    for wrong in {"kind": "spiral"}, {"kind": "window", "stride": 0}, {"kind": "bigbird", "random_blocks": -1}:
+        with pytest.raises(ValueError, match="pattern"):
+            Pattern(**wrong)
+
+
+@pytest.mark.parametrize("pattern", [None, Pattern("strided", 5, 128)])
+def test_long_sequences_on_all_cores_are_the_textbook_attention(pattern):
+    q, k, v = qkv((1, 2, 2, 2100, 3, 8, 8), 0, np.float32)
+    mask = (pattern.mask if pattern else look)(2100, 2103)
+    y, backward = attention(q, k, v, mask)
+    observed = {}
+    flash_y, flash_backward = flash_attention(q, k, v, pattern=pattern, observed=observed)
+    for ours, textbook in zip(
+        (flash_y, *flash_backward(v[:, [0, 0, 1, 1], 3:])), (y, *backward(v[:, [0, 0, 1, 1], 3:]))
+    ):
+        close(ours, textbook, 1e-4)
+    assert observed["max_logits"].shape == (4,)
 
 
 @fast
@@ -179,12 +260,36 @@ def test_cached_is_uncached(steps, window, seed):
     weights, x = block_weights(seed, 6, 4, 2, 4), normal(seed, 2, time, 6)
     cos, sin = rope_tables(time, 4)
     whole, _ = self_attention(x, weights, 4, 2, (cos, sin), window=window)
-    cache, start = KVCache(), 0
+    for cache in KVCache(), KVCache(window):
+        start = 0
+        for step in steps:
+            now = slice(start, start + step)
+            part, _ = self_attention(x[:, now], weights, 4, 2, (cos[now], sin[now]), cache=cache, window=window)
+            close(part, whole[:, now])
+            start += step
+        assert cache.length == time
+
+
+@fast
+@given(patterns, st.lists(st.integers(1, 40), min_size=1, max_size=5), seed)
+def test_cached_patterns_are_uncached(pattern, steps, seed):
+    weights, x, cache, start = block_weights(seed, 6, 4, 2, 4), normal(seed, 2, sum(steps), 6), KVCache(), 0
+    whole, _ = self_attention(x, weights, 4, 2, pattern=pattern)
     for step in steps:
         now = slice(start, start + step)
-        part, _ = self_attention(x[:, now], weights, 4, 2, (cos[now], sin[now]), cache=cache, window=window)
+        part, _ = self_attention(x[:, now], weights, 4, 2, cache=cache, pattern=pattern)
         close(part, whole[:, now])
         start += step
+
+
+def test_a_cache_with_a_window_keeps_the_window():
+    cache = KVCache(window=100)
+    kept = cache.append(xp.zeros((1, 1, 5000, 2)))[0].shape[2]
+    assert kept == 5000  # which the queries of this very step see
+    for i in range(1000):
+        (keys,) = cache.append(xp.full((1, 1, 1, 2), i))
+        assert keys.shape[2] == 100 and cache.buffers[0].shape[2] <= 500
+    assert keys[0, 0, :, 0].tolist() == list(range(900, 1000)) and cache.length == 6000
 
 
 def test_the_cache_copies_a_constant_number_of_times():

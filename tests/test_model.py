@@ -54,6 +54,10 @@ VARIANTS = {
     "smollm3": {"model_type": "smollm3", "no_rope_layers": (1, 0)},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "window": {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 3},
+    "sparse": {
+        "layer_types": ("strided_attention", "bigbird_attention"),
+        "sparse_attention": {"block": 2, "stride": 2, "random_blocks": 1},
+    },
     "bidirectional": {"causal": False},
 }
 variant = st.sampled_from(sorted(VARIANTS)).map(lambda name: dataclasses.replace(TINY, **VARIANTS[name]))
@@ -164,6 +168,8 @@ def greedy_without_cache(params, config, prompt, count):
 @given(generative, st.lists(st.integers(1, 9), min_size=1, max_size=4), seed)
 def test_cached_batches_of_any_lengths_are_single_uncached_runs(config, lengths, seed):
     params = model.init(config, seed, np.float64)
+    if config.sparse_attention:
+        lengths = lengths[:1] * len(lengths)
     prompts = [to_numpy(tokens_of(seed + n, config, n)).tolist() for n in lengths]
     expected = [greedy_without_cache(params, config, prompt, 7) for prompt in prompts]
     together = np.stack(list(model.generate_batch(params, config, prompts, 7, stop=[])), axis=1)
@@ -185,6 +191,12 @@ def test_a_row_ends_with_its_stop_token(seed):
     assert list(model.generate(params, config, prompts[0], 9)) == list(
         model.generate(params, TINY, prompts[0], 9, stop=[stop])
     )
+
+
+def test_sparse_attention_refuses_prompts_of_different_lengths():
+    config = dataclasses.replace(TINY, **VARIANTS["sparse"])
+    with pytest.raises(ValueError, match="one length"):
+        model.generate_batch(model.init(config), config, [[1], [1, 2]], 3)
 
 
 def test_what_does_not_fit_into_the_context_window_is_refused_with_both_lengths():

@@ -230,6 +230,16 @@ def test_an_interrupt_saves_and_says_how_to_go_on(run, text, tmp_path):
     assert weights(folder) == weights(run[0])
 
 
+@pytest.mark.parametrize("attention", ["sliding", "strided", "fixed", "bigbird"])
+def test_sparse_attention_trains_and_generates(attention, text, tmp_path):
+    folder, options = tmp_path / "run", ["--attention", attention, "--context", 64, "--layers", 2]
+    code, _, err = finished("--data", text, "--steps", 20, "--out", folder, *SMALL, *options)
+    assert code == 0, err
+    params, config = model.load(folder)
+    assert config.layer_types == (f"{attention}_attention", "full_attention")
+    assert len(list(model.generate(params, config, [2, 3, 4], 50, stop=[]))) == 50
+
+
 def test_the_masked_objective_trains_and_fills_gaps(text, tmp_path):
     folder = tmp_path / "masked"
     code, out, err = finished("--data", text, "--objective", "masked", "--steps", 40, "--out", folder, *SMALL)
