@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import attention_gpu
 from backend import in_parallel, to_numpy, xp
 from layers import project, rms_norm, softmax
 from posenc import rope as rotate
@@ -159,7 +160,7 @@ def flash_attention(
 
     Tiles that the mask empties are never computed, so a window costs O(n · window), and a sparse pattern what it
     sees. The backward pass needs only log Σ exp(s) = m + log l of each query, from which it computes each tile's
-    probabilities again. Long sequences use all cores of a CPU.
+    probabilities again. Long sequences use all cores of a CPU; on a GPU, attention.cu computes the same.
 
     causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None; of more than keys
     the last count. slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None. pattern: a
@@ -173,6 +174,11 @@ def flash_attention(
     scale = dim**-0.5 if scale is None else scale
     offset = keys - queries
     padding = None if padding is None else padding[:, -keys:]  # a cache with a window keeps the last ones
+    if xp is not np and slopes is None and pattern is None and block is None and observed is None:
+        first_key = None if padding is None else xp.where(padding.any(axis=1), padding.argmax(axis=1), keys)
+        on_the_left = padding is None or bool((padding == (xp.arange(keys) >= first_key[:, None])).all())
+        if on_the_left and attention_gpu.usable(q, v):
+            return attention_gpu.flash_attention(q, k, v, causal, window, first_key, scale)
     # The heads that share a key are more rows of one product. In long sequences a tile is large and holds one head,
     # in short ones it is small and holds all of them, so that Python has little to do.
     long = queries > 1024

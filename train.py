@@ -83,13 +83,15 @@ def keep_freed_memory():
 COMBINE = {"max_logits": xp.maximum, "load": xp.add}  # what the layers observe, over the parts of a batch
 
 
-def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map, aux_weight=0.0, mtp_weight=0.0):
+def gradient(
+    params, config, tokens, targets, micro_batch=None, parallel_map=map, aux_weight=0.0, mtp_weight=0.0, observe=True
+):
     """Loss and gradient of a batch, computed `micro_batch` sequences at a time: the same as in one piece.
 
     Small pieces stay in the cache, and threads can share them (parallel_map: that of a pool). Their sum is
     taken in order, so it does not depend on the threads. tokens, targets: (batch, time). aux_weight, mtp_weight: of
     the load-balancing loss and of the cross-entropy of the token after the next, see model.losses.
-    Returns the mean cross-entropy in nats, a dict of gradients, and what the layers observed: {layer:
+    Returns the mean cross-entropy in nats, a dict of gradients, and what the layers observed, if asked for: {layer:
     {"max_logits": (heads,), "load": (experts,)}}.
     """
     micro_batch = micro_batch or len(tokens)
@@ -99,7 +101,7 @@ def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map
         return int((targets[rows] != IGNORE).sum()) / max(1, int((targets != IGNORE).sum()))
 
     def part(start):
-        rows, observed = slice(start, start + micro_batch), {}
+        rows, observed = slice(start, start + micro_batch), {} if observe else None
         mine = xp.asarray(tokens[rows]), xp.asarray(targets[rows])
         (loss, _, _), backward = model.losses(params, config, *mine, mtp_weight > 0, observed)
         weight, mtp = share(targets, rows), share(targets[:, 1:], rows)
@@ -110,11 +112,11 @@ def gradient(params, config, tokens, targets, micro_batch=None, parallel_map=map
     for part_loss, part_grads, part_observed in parallel_map(part, range(0, len(tokens), micro_batch)):
         loss += part_loss
         if grads is None:
-            grads, observed = part_grads, part_observed
+            grads, observed = part_grads, part_observed or {}
             continue
         for name, g in part_grads.items():
             grads[name] += g
-        for layer, new in part_observed.items():
+        for layer, new in (part_observed or {}).items():
             observed[layer] = {name: COMBINE[name](observed[layer][name], value) for name, value in new.items()}
     return loss, grads, observed
 
@@ -408,7 +410,8 @@ class Run:
     def gradient(self, tokens, targets, parallel_map=map):
         """Loss, gradient and observations of a batch, as of the function `gradient`."""
         weights = self.settings["aux_loss"], self.settings["mtp"]
-        return gradient(self.params, self.config, tokens, targets, self.micro_batch, parallel_map, *weights)
+        observe = bool(self.config.experts or self.settings["qk_clip"])
+        return gradient(self.params, self.config, tokens, targets, self.micro_batch, parallel_map, *weights, observe)
 
     def adjust(self, observed):
         """What changes weights beside the gradient: the bias of routers that have one, and QK-clip."""

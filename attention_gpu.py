@@ -1,0 +1,95 @@
+"""Launches the kernels of attention.cu: flash attention for arrays on a GPU, in float32 or, on the tensor cores, in
+float16. attention.flash_attention comes here by itself, so that nobody has to choose.
+"""
+
+import functools
+import pathlib
+
+import numpy as np
+
+from backend import xp
+
+THREADS = 128  # of a block, as in attention.cu
+
+# (float16?, dim) -> (rows, columns) of a tile in forward, backward_q and backward_kv: as large as the registers hold
+TILES = {
+    (False, 32): ((128, 32), (64, 32), (64, 32)),
+    (False, 64): ((128, 32), (64, 32), (64, 32)),
+    (False, 128): ((64, 32), (64, 32), (64, 32)),
+    (True, 32): ((128, 64), (128, 64), (64, 64)),
+    (True, 64): ((128, 64), (128, 64), (64, 64)),
+    (True, 128): ((128, 48), (128, 32), (64, 64)),
+}
+
+
+def options(half, dim):
+    # -ftz: denormals become zeros, or each exp2f would be four instructions
+    return ("-std=c++17", "-ftz=true", f"-DDIM={dim}") + ("-DHALF",) * half
+
+
+def instances(half, dim):
+    names = "forward", "backward_q", "backward_kv"
+    return [f"{name}<{rows}, {cols}>" for name, (rows, cols) in zip(names, TILES[half, dim])]
+
+
+def shared_bytes(half, dim):
+    """Of each kernel: tiles that stay, two that pass, two on their way, p between threads, log_sum and along."""
+    tile_row = dim * (2 if half else 4) + 16  # with its padding
+    scratch = [0 if half else rows * (cols + 8) * 4 for rows, cols in TILES[half, dim]]
+    tiles = [(staying * rows + 4 * cols) * tile_row for (rows, cols), staying in zip(TILES[half, dim], (1, 2, 2))]
+    sums = 0, 0, 2 * 2 * TILES[half, dim][2][1] * 4
+    return [sum(parts) for parts in zip(scratch, tiles, sums)]
+
+
+@functools.cache
+def launchers(half, dim):
+    """forward, backward_q and backward_kv, each a function (grid, arguments) -> None."""
+    code = pathlib.Path(__file__).with_name("attention.cu").read_text("utf-8")
+    module = xp.RawModule(code=code, options=options(half, dim), name_expressions=instances(half, dim))
+
+    def launcher(name, size):
+        kernel = module.get_function(name)
+        kernel.max_dynamic_shared_size_bytes = size  # above 48 KB only if asked for
+        return lambda grid, arguments: kernel(grid, (THREADS,), arguments, shared_mem=size)
+
+    return [launcher(*each) for each in zip(instances(half, dim), shared_bytes(half, dim))]
+
+
+def usable(q, v):
+    """Whether `flash_attention` takes these arrays, on this GPU: Ampere (2020) or later, with room for the tiles."""
+    kind = bool(q.dtype == np.float16), q.shape[-1]
+    if xp is np or kind not in TILES or q.dtype not in (np.float16, np.float32) or v.shape[-1] != kind[1] or not q.size:
+        return False
+    device = xp.cuda.Device()
+    room = device.attributes["MaxSharedMemoryPerBlockOptin"]
+    return int(device.compute_capability) >= 80 and max(shared_bytes(*kind)) <= room
+
+
+def flash_attention(q, k, v, causal=True, window=None, first_key=None, scale=None):
+    """attention.flash_attention for arrays that are `usable`.
+
+    first_key: (batch,) integers, the number of keys of each row that are padding on the left, or None.
+    Returns y and backward(dy) -> (dq, dk, dv), all in q's dtype.
+    """
+    batch, heads, queries, dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    half = bool(q.dtype == np.float16)
+    forward, backward_q, backward_kv = launchers(half, dim)
+    work = (queries, heads), (queries, heads), (keys, kv_heads)
+    grids = [(-(-time // rows), count, batch) for (rows, _), (time, count) in zip(TILES[half, dim], work)]
+    q, k, v = (xp.ascontiguousarray(x, q.dtype) for x in (q, k, v))
+    window = min(window or queries + keys, queries + keys)  # no distance is as large: nothing is hidden
+    sizes = [np.int32(x) for x in (heads // kv_heads, queries, keys, window, 1 if causal else window)]
+    scale = np.float32(dim**-0.5 if scale is None else scale)
+    common = (q, k, v, np.uintp(0) if first_key is None else first_key.astype(np.int32), *sizes, scale)
+    y, log_sum = xp.empty_like(q), xp.empty((batch, heads, queries), np.float32)
+    forward(grids[0], (*common, y, log_sum))
+
+    def backward(dy):
+        dy = xp.ascontiguousarray(dy, q.dtype)
+        along, dq, dk, dv = (xp.empty_like(x) for x in (log_sum, q, k, v))
+        backward_q(grids[1], (*common, y, dy, log_sum, along, dq))
+        backward_kv(grids[2], (*common, dy, log_sum, along, dk, dv))
+        return dq, dk, dv
+
+    return y, backward
