@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import posenc
-from attention import Pattern
+from attention import PATTERNS, Pattern
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Config:
         posenc.rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling, self.max_position_embeddings)
 
 
-SPARSE = {f"{kind}_attention": kind for kind in ("window", "strided", "fixed", "bigbird")}  # see attention.Pattern
+SPARSE = {f"{kind}_attention": kind for kind in PATTERNS}  # see attention.Pattern
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",

@@ -71,6 +71,9 @@ def _look(query, key, causal, window):
     return seen if window is None else seen & (abs(distance) < window)
 
 
+PATTERNS = "window", "strided", "fixed", "bigbird"
+
+
 @dataclass(frozen=True)
 class Pattern:
     """Which blocks of keys a block of queries sees, in sparse attention. i and j number the blocks of `block` tokens.
@@ -90,8 +93,8 @@ class Pattern:
     seed: int = 0
 
     def __post_init__(self):
-        if self.kind not in ("window", "strided", "fixed", "bigbird"):
-            raise ValueError(f"the pattern {self.kind!r} is none of window, strided, fixed and bigbird")
+        if self.kind not in PATTERNS:
+            raise ValueError(f"the pattern {self.kind!r} is none of {', '.join(PATTERNS)}")
         if min(self.stride, self.block) < 1 or min(self.global_blocks, self.random_blocks, self.seed) < 0:
             raise ValueError("a pattern's stride and block are at least 1, and nothing in it is negative")
 
@@ -133,7 +136,12 @@ def tiles(queries, keys, causal, window, pattern, block, width):
         if causal:
             last = min(last, offset + rows.stop)
         if pattern is None:
-            plan.append((rows, [slice(c, min(c + width, last)) for c in range(first, last, width)]))
+            # a cut where the causal mask begins, so that only the keys beside the queries need it
+            cut = min(max(first, offset + rows.start), last) if causal else last
+            parts = [
+                (c, min(c + width, end)) for begin, end in ((first, cut), (cut, last)) for c in range(begin, end, width)
+            ]
+            plan.append((rows, [slice(*part) for part in parts]))
             continue
         j = np.arange(first // block, -(-last // block))
         seen = j[pattern.sees((offset + start) // block, j)]
@@ -143,6 +151,10 @@ def tiles(queries, keys, causal, window, pattern, block, width):
         together = lambda part: part[-1] - part[0] == len(part) - 1
         plan.append((rows, [slice(p[0], p[-1] + 1) if together(p) else xp.asarray(p) for p in parts]))
     return plan
+
+
+def _length(cols):
+    return cols.stop - cols.start if isinstance(cols, slice) else len(cols)
 
 
 def flash_attention(
@@ -183,13 +195,14 @@ def flash_attention(
     # in short ones it is small and holds all of them, so that Python has little to do.
     long = queries > 1024
     rows_of_a_tile = block or (max(64, 256 // group) if long else 64)
-    keys_of_a_tile = max(block or (512 if long or pattern else 64), rows_of_a_tile * 64 // max(1, queries))
+    keys_of_a_tile = max(block or (1024 if long or pattern else 64), rows_of_a_tile * 64 // max(1, queries))
     plan = tiles(queries, keys, causal, window, pattern, rows_of_a_tile, keys_of_a_tile)
     every = [(slice(b, b + 1), slice(h, h + 1)) for b in range(batch) for h in range(kv_heads)]
     jobs = [
         (*which, rows, columns) for which in (every if long else [(slice(None), slice(None))]) for rows, columns in plan
     ]
-    spread = in_parallel if batch * heads * queries * keys >= 2**24 else lambda function, jobs: [function(jobs)]
+    scores = batch * heads * sum((rows.stop - rows.start) * _length(c) for rows, columns in plan for c in columns)
+    spread = in_parallel if scores >= 2**23 else lambda function, jobs: [function(jobs)]
 
     def by_group(x):
         """(batch, heads, ...) -> (batch, kv_heads, group, ...), a view where x is contiguous."""
@@ -534,14 +547,23 @@ def demo():
     def full(q, k, v):
         return attention(q, k, v, look(q.shape[2], k.shape[2]))
 
+    def sparse(kind):
+        """Strided and fixed patterns with a stride of √blocks."""
+
+        def attend(q, k, v):
+            stride = round((q.shape[2] / 64) ** 0.5) if kind in ("strided", "fixed") else 4
+            return flash_attention(q, k, v, pattern=Pattern(kind, stride))
+
+        return attend
+
     def cost(function, *arguments):
-        """Seconds and bytes of a forward and a backward pass."""
-        y, backward = function(*arguments)
-        backward(y)
-        began = time.perf_counter()
-        y, backward = function(*arguments)
-        backward(y)
-        seconds = time.perf_counter() - began
+        """Seconds, the least of three, and bytes of a forward and a backward pass."""
+        seconds = float("inf")
+        for _ in range(3):
+            began = time.perf_counter()
+            y, backward = function(*arguments)
+            backward(y)
+            seconds = min(seconds, time.perf_counter() - began)
         tracemalloc.start()
         y, backward = function(*arguments)
         backward(y)
@@ -552,18 +574,20 @@ def demo():
     q, k, v = qkv(4, 2, 777)
     (y, backward), (flash_y, flash_backward) = full(q, k, v), flash_attention(q, k, v)
     worst = max(float(abs(a - b).max()) for a, b in zip((y, *backward(y)), (flash_y, *flash_backward(y))))
-    print(f"flash attention against the textbook, values and gradients: largest difference {worst:.1e}\n")
+    print(f"flash attention against the textbook, values and gradients: largest difference {worst:.1e}")
 
-    print("forward and backward, 4 heads of 32     full            flash           window of 256")
-    lengths, costs = [512, 1024, 2048, 4096], []
-    for n in lengths:
-        q, k, v = qkv(4, 4, n)
-        windowed = lambda q, k, v: flash_attention(q, k, v, window=256)
-        costs.append([cost(function, q, k, v) for function in (full, flash_attention, windowed)])
-        cells = "".join(f"{1e3 * t:6.0f} ms{m / 2**20:5.0f} MB" for t, m in costs[-1])
-        print(f"  {n:5} tokens                    {cells}")
+    ways = {"full": full, "flash": flash_attention, "strided": sparse("strided"), "fixed": sparse("fixed")}
+    ways |= {"bigbird": sparse("bigbird"), "window": lambda q, k, v: flash_attention(q, k, v, window=256)}
+    lengths, costs = {name: [1024, 2048, 4096, 8192, 16384][: 3 if name == "full" else 5] for name in ways}, {}
+    print("\nforward and backward of a head of 32, in ms and in MB, and the exponent of n that fits")
+    print("  tokens   " + "".join(f"{n:>15,}" for n in lengths["flash"]))
+    for name, function in ways.items():
+        costs[name] = np.array([cost(function, *qkv(1, 1, n)) for n in lengths[name]])
+        cells = "".join(f"{1e3 * t:8.0f}{m / 2**20:7.1f}" for t, m in costs[name])
+        slopes = [np.polyfit(np.log(lengths[name]), np.log(c), 1)[0] for c in costs[name].T]
+        print(f"  {name:9}{cells:75}  time n^{slopes[0]:.2f}, memory n^{slopes[1]:.2f}")
 
-    print("\nkey-value cache, bytes a token and layer in float32, 8 heads of 64:")
+    print("\nkey-value cache, bytes per token and layer in float32, 8 heads of 64:")
     for name, kv_heads in ("multi-head", 8), ("grouped-query", 2), ("multi-query", 1):
         print(f"  {name:14} {kv_heads} key heads {2 * kv_heads * 64 * 4:6,}")
     print(f"  latent         rank {4 * 64} + 32{(4 * 64 + 32) * 4:6,}   (keys and values of their own for all 8 heads)")
@@ -579,16 +603,17 @@ def demo():
     cached, uncached = times[1] - times[0], 16 * (times[2] - times[1])
     print(f"1024 tokens one by one: {cached:.2f} s with the cache, {uncached:.1f} s without ({uncached / cached:.0f}x)")
 
-    figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
-    masks = {"causal": look(32, 32), "bidirectional": look(32, 32, causal=False), "window of 8": look(32, 32, window=8)}
-    for axis, (name, mask) in zip(axes, masks.items()):
+    figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
+    masks = {"full": look(64, 64), "sliding window, of 16 tokens": look(64, 64, window=16)}
+    masks |= {f"{kind}, blocks of 4": Pattern(kind, 4 - (kind == "window"), 4).mask(64, 64) for kind in PATTERNS}
+    for axis, (name, mask) in zip(axes.flat, masks.items()):
         axis.imshow(to_numpy(mask), cmap="Blues", vmin=0, vmax=1.4)
         axis.set(title=name, xlabel="key", ylabel="query")
-    for axis, what, unit in (axes[3], 0, 1e3), (axes[4], 1, 2**-20):
-        for i, name in enumerate(["full", "flash", "flash, window"]):
-            axis.loglog(lengths, [row[i][what] * unit for row in costs], ["o-", "o-", "o--"][i], label=name)
+    for axis, what, unit in (axes[1, 2], 0, 1e3), (axes[1, 3], 1, 2**-20):
+        for name, rows in costs.items():
+            axis.loglog(lengths[name], rows[:, what] * unit, "o-", label=name)
         axis.set(xlabel="tokens", title=["time, ms", "memory, MB"][what])
-        axis.set_xticks(lengths, lengths)
+        axis.set_xticks(lengths["flash"], lengths["flash"])
         axis.minorticks_off()
         axis.grid(alpha=0.3, which="both")
         axis.legend()

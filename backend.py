@@ -77,11 +77,13 @@ def thread_pool(threads):
 
 
 def in_parallel(function, pieces):
-    """[function(piece), ...], each piece a list of the given ones, on all cores at once; in a thread of a pool, or
-    on a GPU, it is [function(pieces)].
+    """[function(share), ...] for the shares of pieces that each core takes, at once; in a thread of a pool, or on a
+    GPU, it is [function(pieces)]. Pieces may grow along the list: of every two rounds, the second is dealt backwards.
     """
     threads = 1 if xp is not np or getattr(_worker, "busy", False) else min(cores(), len(pieces))
     if threads == 1:
         return [function(pieces)]
+    rounds = 2 * threads
+    shares = [pieces[i::rounds] + pieces[rounds - 1 - i :: rounds] for i in range(threads)]
     with thread_pool(threads) as pool:
-        return list(pool.map(function, [pieces[i::threads] for i in range(threads)]))
+        return list(pool.map(function, shares))

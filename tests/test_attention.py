@@ -10,6 +10,7 @@ import posenc
 from attention import (
     KVCache,
     Pattern,
+    _length,
     absorbed_attention,
     attention,
     expanded_attention,
@@ -138,8 +139,7 @@ def test_the_work_of_a_pattern_grows_as_it_says(kind, exponent):
     for n in 4096, 65536:
         stride = 4 if exponent == 1 else int((n / 64) ** 0.5)
         plan = tiles(n, n, True, None, Pattern(kind, stride), 64, 512)
-        sizes = [c.stop - c.start if isinstance(c, slice) else len(c) for _, columns in plan for c in columns]
-        work.append(sum(sizes))
+        work.append(sum(_length(cols) for _, columns in plan for cols in columns))
     assert np.log(work[1] / work[0]) / np.log(16) < exponent + 0.05
 
 
