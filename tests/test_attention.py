@@ -203,14 +203,14 @@ def test_flash_memory_is_linear_in_the_length():
     if xp is not np:
         pytest.skip("tracemalloc sees main memory only")
     peaks = []
-    for time in 2048, 4096:
+    for time in 8192, 16384:
         q, k, v = qkv((1, 1, 1, time, 0, 16, 16), 0, np.float32)
         tracemalloc.start()
         y, backward = flash_attention(q, k, v)
         backward(y)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 2.2 * peaks[0] and peaks[1] < 4096 * 4096 * 4 / 8
+    assert peaks[1] < 2.2 * peaks[0] and peaks[1] < 16384 * 16384 * 4 / 32
 
 
 # --- a block's attention ---
@@ -340,9 +340,10 @@ latent_sizes = st.tuples(
 
 
 @settings(max_examples=15, deadline=None)
-@given(latent_sizes, st.none() | st.integers(1, 4), st.booleans(), st.booleans(), st.booleans(), seed)
+@given(latent_sizes, st.none() | st.integers(4, 6), st.booleans(), st.booleans(), st.booleans(), seed)
 def test_latent_attention_gradients(sizes, q_rank, interleaved, absorb, bias, seed):
     heads, rank, nope, half, v_dim = sizes
+    rank += 3  # the norm of one or two numbers bends too sharply for central differences
     weights = latent_weights(seed, 6, heads, rank, nope, 2 * half, v_dim, q_rank, bias)
     rope = rope_tables(5, 2 * half)
     function = lambda x, weights: latent_attention(x, weights, heads, v_dim, rope, interleaved, absorb=absorb)
