@@ -10,14 +10,17 @@
 // Each backward kernel computes p again, so that every sum has one owner: no atomics, and the same bits every time.
 //
 // The kernels are written once, over two products of tiles, a bᵀ and p b. These exist twice: in float32 on the
-// ordinary cores, and, compiled with HALF, in float16 on the tensor cores with sums in float32. In both, a thread owns
-// a grid of a product's elements: R rows, spread over its warp's rows, and of each row a share, the rest of which
-// belongs to LANES - 1 other lanes of its warp. So the softmax along a row takes a few shuffles and no other warp.
-// Loops over the grid have constant bounds: the compiler unrolls them, and the grid lies in registers.
+// ordinary cores, and, compiled with HALF, in float16 on the tensor cores with sums in float32. In both, a row of a
+// product belongs to LANES neighbouring lanes of one warp, each of which holds 1/LANES of its columns, and a thread so
+// holds a part of R rows, `float x[R][C]`: in the float32 forward pass, with tiles of 128 by 32, LANES is 8, R 8, C 4.
+// The softmax along a row takes a few shuffles and no other warp. Loops over x have constant bounds: the compiler
+// unrolls them, and x lies in registers.
+//
+// After FlashAttention-2 (Dao 2023), which sums dq up with atomics where here it has a kernel of its own.
 //
 // Compile-time: DIM, the size of a head (32, 64 or 128), and HALF or not. Nothing is included, so NVRTC needs no path.
 // Arrays are contiguous: q, y, dy, dq (batch, heads, queries, DIM), k, v, dk, dv (batch, kv_heads, keys, DIM) and
-// log_sum, along (batch, heads, queries), which are float32 always.
+// log_sum, along (batch, heads, queries), which are float32 always; log_sum is to base 2 here.
 
 #ifdef HALF
 typedef unsigned short Number;                        // the bits of a float16
@@ -33,7 +36,7 @@ struct alignas(16) Quad {  // the most that one instruction moves between memory
 };
 extern __shared__ Quad shared[];
 
-// 16 bytes between the rows of a tile shift each row by four banks, so that eight rows read at once meet no bank twice.
+// 16 bytes between the rows of a tile shift the rows against the banks, so that eight read at once meet no bank twice.
 constexpr int STRIDE = DIM + 16 / sizeof(Number);
 
 // Scores are in units of log 2, as exp2f is one instruction. An unseen one gives exp2f(UNSEEN - m) = 0 for every m, as
@@ -203,7 +206,7 @@ constexpr int SCRATCH = 0;
 
 #else
 
-// s += a bᵀ for tiles a (ROWS, DIM) and b (COLS, DIM). R + C quads that a thread reads serve 4 R C multiplications.
+// s += a bᵀ for tiles a (ROWS, DIM) and b (COLS, DIM). In each step of 4 in d, R + C quads that a thread reads serve 4 R C multiplications.
 template <int ROWS, int R, int C>
 __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b) {
     a += row_of<ROWS>(0) * STRIDE;
@@ -221,7 +224,8 @@ __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Num
 }
 
 // o += p b for p (ROWS, COLS), in the threads' registers, and a tile b (COLS, DIM). A thread needs its rows of p whole:
-// they change hands in shared memory, within the warp, in rows 8 banks apart, as a lane writes single numbers.
+// each lane writes its share to shared memory and reads rows back, and as only its own warp is involved, __syncwarp is
+// enough. 8 floats more per row put the 4 rows that a warp writes at once into different banks.
 template <int ROWS, int R, int C, int D>
 __device__ void multiply_add(float (&o)[R][D], const float (&p)[R][C], const Number* b) {
     constexpr int COLS = C * LANES, NEXT_ROW = 32 / LANES * (COLS + 8);
@@ -317,7 +321,10 @@ __global__ void __launch_bounds__(THREADS, 2)
             const float shrink = exp2f(m[i] - larger);
             l[i] *= shrink;  // of this lane's columns; the lanes are summed up at the end
             for (int j = 0; j < D; j++) o[i][j] *= shrink;
-            for (int j = 0; j < C; j++) l[i] += p[i][j] = exp2f(p[i][j] - larger);
+            for (int j = 0; j < C; j++) {
+                p[i][j] = exp2f(p[i][j] - larger);
+                l[i] += p[i][j];
+            }
             m[i] = larger;
         }
         multiply_add<ROWS>(o, p, v_tile);

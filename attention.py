@@ -6,10 +6,10 @@ Every token asks with a query q, is found by its key k and answers with its valu
 
 The scores q kᵀ are a (queries, keys) matrix, so time and memory grow with the square of the length n.
 Flash attention computes the same numbers tile by tile and never holds that matrix. Sparse attention lets a
-query see a subset of the keys only: with a window of w, time falls to O(n w), as tiles that hold nothing are
-skipped. The key-value cache keeps k and v of the tokens already read, so that generating a token costs one
-query instead of n. Latent attention makes that cache small: it keeps one short vector per token, of which the keys
-and values of all heads are made.
+query see a subset of the keys only, in fixed patterns, windows or at random, and tiles that hold nothing are
+skipped: O(n √n) for strided and fixed patterns, O(n) for a window and for BigBird. The key-value cache keeps
+k and v of the tokens already read, so that generating a token costs one query instead of n. Latent attention
+makes that cache small: it keeps one short vector per token, of which the keys and values of all heads are made.
 
 Shapes: q (batch, heads, queries, dim), k and v (batch, kv_heads, keys, dim). Where kv_heads < heads, each
 key head serves heads / kv_heads consecutive query heads: all of them in multi-query attention (Shazeer
@@ -49,8 +49,8 @@ def attention(q, k, v, mask=None, scale=None):
         dk = dscores.swapaxes(-1, -2) @ q
         dv = p.swapaxes(-1, -2) @ dy
         # a key head's gradient is the sum over the query heads it serves
-        by_group = lambda d: d.reshape(k.shape[0], k.shape[1], group, *d.shape[2:]).sum(axis=2)
-        return dq, by_group(dk), by_group(dv)
+        sum_groups = lambda d: d.reshape(k.shape[0], k.shape[1], group, *d.shape[2:]).sum(axis=2)
+        return dq, sum_groups(dk), sum_groups(dv)
 
     return y, backward
 
@@ -79,10 +79,11 @@ class Pattern:
     """Which blocks of keys a block of queries sees, in sparse attention. i and j number the blocks of `block` tokens.
 
     window    neighbours only, |i - j| < stride: O(n)
-    strided   neighbours, and every stride-th block before: with stride ≈ √(n / block), O(n √n)    Child et al. 2019
-    fixed     its own span of `stride` blocks, and the last block of every span: the same          Child et al. 2019
-    bigbird   neighbours, the first `global_blocks` (which see all, too) and `random_blocks` others: O(n)
-              Zaheer et al. 2020; without the random ones, Longformer, Beltagy et al. 2020
+    strided   neighbours, and every stride-th block: with stride ≈ √(n / block), O(n √n)      Child et al. 2019
+    fixed     its own span of `stride` blocks, and the last block of every span: the same     Child et al. 2019
+    bigbird   neighbours, the first `global_blocks` (which see all, too) and `random_blocks` draws from those up to
+              i, some of which may coincide: O(n)                                             Zaheer et al. 2020
+              without the random ones, Longformer                                             Beltagy et al. 2020
     """
 
     kind: str
@@ -113,8 +114,9 @@ class Pattern:
     def mask(self, queries, keys, causal=True, window=None):
         """The same for every token, as `look`: (queries, keys) booleans."""
         j = np.arange(keys) // self.block
-        rows = [self.sees(i, j) for i in range(int(j[-1]) + 1)]
-        return xp.asarray(np.stack([rows[i] for i in j[keys - queries :]])) & look(queries, keys, causal, window)
+        blocks = np.arange(j[-1] + 1)
+        seen = np.stack([self.sees(i, blocks) for i in blocks])  # (blocks, blocks)
+        return xp.asarray(seen[j[keys - queries :, None], j]) & look(queries, keys, causal, window)
 
 
 def tiles(queries, keys, causal, window, pattern, block, width):
@@ -160,14 +162,15 @@ def _length(cols):
 def flash_attention(
     q, k, v, causal=True, window=None, padding=None, slopes=None, scale=None, pattern=None, block=None, observed=None
 ):
-    """The same attention in tiles of some keys by some queries (FlashAttention, Dao et al. 2022; 2023).
+    """The same attention in tiles of some keys by some queries (FlashAttention, Dao et al. 2022; Dao 2023;
+    the running softmax: Milakov & Gimelshein 2018).
 
     The arithmetic stays O(n²); what is saved is memory and the way to it, as a tile fits into the fast one
     (a GPU's shared memory, a CPU's cache). For each block of queries the softmax runs along the keys, with
     the largest score so far m, the sum l of exp(s - m) and the output o, not yet divided by l:
 
-        for each block of keys:  s = k qᵀ / √dim,  m' = max(m, s),  p = exp(s - m')
-                                 l = l exp(m - m') + Σ p,  o = o exp(m - m') + pᵀ v,  m = m'
+        for each block of keys:  s = q kᵀ / √dim,  m' = max(m, max_j s_j),  p = exp(s - m')
+                                 l = l exp(m - m') + Σ_j p_j,  o = o exp(m - m') + p v,  m = m'
         y = o / l
 
     Tiles that the mask empties are never computed, so a window costs O(n · window), and a sparse pattern what it
@@ -176,10 +179,13 @@ def flash_attention(
 
     causal, window: as in `look`. padding: (batch, keys) booleans, True = a real token, or None; of more than keys
     the last count. slopes: (heads,) of ALiBi, which adds -slope · |distance| to the scores, or None. pattern: a
-    Pattern, or None. block: queries and keys of a tile, or None for what is fastest.
+    Pattern, or None, whose blocks are the queries of a tile. block: queries and keys of a tile, or None for what is
+    fastest.
     observed: a dict, or None, in which "max_logits" is set to the largest score of each head, (heads,).
-    Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
+    Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv). ValueError for a window below 1.
     """
+    if window is not None and window < 1:
+        raise ValueError(f"a window has at least one token, not {window}")
     batch, heads, queries, dim = q.shape
     kv_heads, keys = k.shape[1:3]
     group, v_dim = heads // kv_heads, v.shape[-1]
@@ -192,7 +198,7 @@ def flash_attention(
         if on_the_left and attention_gpu.usable(q, v):
             return attention_gpu.flash_attention(q, k, v, causal, window, first_key, scale)
     # The heads that share a key are more rows of one product. In long sequences a tile is large and holds one head,
-    # in short ones it is small and holds all of them, so that Python has little to do.
+    # in short ones it is small and holds all of them, and few queries take more keys, so that Python has little to do.
     long = queries > 1024
     rows_of_a_tile = block or (max(64, 256 // group) if long else 64)
     keys_of_a_tile = max(block or (1024 if long or pattern else 64), rows_of_a_tile * 64 // max(1, queries))
@@ -201,15 +207,15 @@ def flash_attention(
     jobs = [
         (*which, rows, columns) for which in (every if long else [(slice(None), slice(None))]) for rows, columns in plan
     ]
-    scores = batch * heads * sum((rows.stop - rows.start) * _length(c) for rows, columns in plan for c in columns)
-    spread = in_parallel if scores >= 2**23 else lambda function, jobs: [function(jobs)]
+    work = batch * heads * sum((rows.stop - rows.start) * _length(c) for rows, columns in plan for c in columns)
+    spread = in_parallel if work >= 2**23 else lambda function, jobs: [function(jobs)]
 
-    def by_group(x):
-        """(batch, heads, ...) -> (batch, kv_heads, group, ...), a view where x is contiguous."""
+    def split_groups(x):
+        """(batch, heads, ...) -> (batch, kv_heads, group, ...): a view, as one axis is split."""
         return x.reshape(batch, kv_heads, group, *x.shape[2:])
 
     def fold(x, b, h, rows):
-        part = by_group(x)[b, h, :, rows]
+        part = split_groups(x)[b, h, :, rows]
         return part.reshape(*part.shape[:2], -1, part.shape[-1])  # (batch, kv_heads, group · rows, dim)
 
     def tile_bias(b, h, rows, cols):
@@ -240,12 +246,12 @@ def flash_attention(
         return scores
 
     y = xp.empty_like(q, shape=(batch, heads, queries, v_dim))
-    log_sum, top = (xp.empty((batch, kv_heads, group, queries), q.dtype) for _ in range(2))
+    log_sum, top = (xp.empty((batch, kv_heads, group, queries), q.dtype) for _ in range(2))  # top: the final m
 
     def forward(jobs):
         for b, h, rows, columns in jobs:
             q_tile = fold(q, b, h, rows) * scale
-            m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min, q.dtype)  # finite, as -inf - -inf is not a number
+            m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min / 2, q.dtype)  # finite: -inf - -inf is not a number
             l = xp.zeros_like(m)
             o = xp.zeros((*m.shape, v_dim), q.dtype)
             for cols in columns:
@@ -258,11 +264,15 @@ def flash_attention(
                 o *= shrink[..., None]
                 o += p.swapaxes(-1, -2) @ v[b, h, cols]
                 m = larger
-            l = xp.where(l == 0, 1, l)  # a query that sees no key keeps o = 0
+            blind = l == 0  # a query that sees no key keeps o = 0, and p = exp(-inf - 0) = 0 in the backward pass
+            l = xp.where(blind, 1, l)
             o /= l[..., None]
             shape = (*m.shape[:2], group, -1)
-            by_group(y)[b, h, :, rows] = o.reshape(*shape, v_dim)
-            log_sum[b, h, :, rows], top[b, h, :, rows] = (m + xp.log(l)).reshape(shape), m.reshape(shape)
+            split_groups(y)[b, h, :, rows] = o.reshape(*shape, v_dim)
+            log_sum[b, h, :, rows], top[b, h, :, rows] = (
+                xp.where(blind, 0, m + xp.log(l)).reshape(shape),
+                m.reshape(shape),
+            )
 
     spread(forward, jobs)
     if observed is not None:
@@ -270,10 +280,10 @@ def flash_attention(
 
     def backward(dy):
         # the softmax's Σ_j dp_j p_j, with dp = dy vᵀ, is dy · (Σ_j p_j v_j) = dy · y
-        along = by_group(xp.einsum("bhnd,bhnd->bhn", dy, y))
-        # a further column of ones lets the products of a tile subtract log_sum and along, for nothing
+        along = split_groups(xp.einsum("bhnd,bhnd->bhn", dy, y))
+        # [q, -log_sum] · [k, 1] = q·k - log_sum: a column of ones lets the product of a tile subtract; so with dy and v
         k_one, v_one = (xp.concatenate([x, xp.ones((*x.shape[:3], 1), x.dtype)], axis=-1) for x in (k, v))
-        dq = xp.empty_like(q, shape=q.shape)
+        dq = xp.empty_like(q)
 
         def part(jobs):
             dk, dv = xp.zeros_like(k), xp.zeros_like(v)
@@ -291,7 +301,7 @@ def flash_attention(
                     dq_tile += dscores.swapaxes(-1, -2) @ k[b, h, cols]
                     dk[b, h, cols] += dscores @ q_tile
                 dq_tile *= scale
-                by_group(dq)[b, h, :, rows] = dq_tile.reshape(*dq_tile.shape[:2], group, -1, dim)
+                split_groups(dq)[b, h, :, rows] = dq_tile.reshape(*dq_tile.shape[:2], group, -1, dim)
             return dk, dv
 
         (dk, dv), *others = spread(part, jobs)
@@ -353,7 +363,8 @@ def self_attention(x, weights, heads, kv_heads, rope=None, eps=1e-6, cache=None,
     x: (batch, time, hidden). weights: q_proj.weight (heads · dim, hidden), {k,v}_proj.weight (kv_heads · dim, hidden)
     and o_proj.weight (hidden, heads · dim), with .bias where the model has them, and {q,k}_norm.weight (dim,) where it
     normalises the queries and keys of each head (QK-norm, after Henry et al. 2020), with eps.
-    rope: (cos, sin) of posenc.rope_tables, or None for no position. cache: a KVCache, which is appended to.
+    rope: (cos, sin) of posenc.rope_tables at these tokens' positions, or None for no position. cache: a KVCache, which
+    is appended to.
     options: causal, window, padding, slopes, pattern and observed of flash_attention.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
     """
@@ -414,8 +425,9 @@ def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=Non
 
     x: (batch, time, hidden). weights, by name: W_a is kv_a_proj_with_mqa.weight (rank + rope_dim, hidden), its norm
     kv_a_layernorm.weight (rank,), W_b kv_b_proj.weight (heads · (nope_dim + v_dim), rank); W_q is q_proj.weight
-    (heads · (nope_dim + rope_dim), hidden) or, through a low rank too, q_a_proj, q_a_layernorm and q_b_proj; and
-    o_proj.weight (hidden, heads · v_dim). rope: (cos, sin) for rope_dim. interleaved, scale: of posenc.rope and of
+    (heads · (nope_dim + rope_dim), hidden) or, through a low rank too, q_a_proj (q_rank, hidden), q_a_layernorm and
+    q_b_proj (heads · (nope_dim + rope_dim), q_rank); and o_proj.weight (hidden, heads · v_dim). rope: (cos, sin) for
+    rope_dim at these tokens' positions. interleaved, scale: of posenc.rope and of
     flash_attention. cache: a KVCache, to which the latents are appended. absorb: attend over the latents themselves
     (`absorbed_attention`), or make keys and values of them (`expanded_attention`); None takes what costs less.
     options: causal, window, padding, pattern and observed of flash_attention.
@@ -444,8 +456,8 @@ def latent_attention(x, weights, heads, v_dim, rope, interleaved=True, scale=Non
 
     w_b = weights["kv_b_proj.weight"].reshape(heads, nope_dim + v_dim, rank)
     if absorb is None:
-        # Multiplications per key and head. Expanding a key is done once for all queries, and in training, where
-        # there are as many queries as keys, it always pays.
+        # Multiplications per key and head. Expanding a key is done once for all queries, and in training, with as many
+        # queries as keys, it pays where rank > (nope_dim + v_dim) / 2, as in the published models.
         absorbed = time * (2 * rank + rope_dim)
         expanded = time * (nope_dim + rope_dim + v_dim) + rank * (nope_dim + v_dim)
         absorb = cache is not None and absorbed < expanded
@@ -539,6 +551,8 @@ def demo():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if xp is not np:
+        raise SystemExit("this measures time and memory of a CPU: set BACKEND=numpy; for a GPU see benchmarks/")
     rng = xp.random.default_rng(0)
 
     def qkv(heads, kv_heads, n, dim=32):

@@ -37,7 +37,7 @@ def to_numpy(array):
 
 
 def scatter_add(target, index, rows):
-    """target[index[n]] += rows[n] for every n, where an index may come more than once.
+    """target[index[i]] += rows[i] for every i, where an index may come more than once.
 
     target: (size, dim), changed in place; index: (n,) integers; rows: (n, dim).
     """
@@ -64,8 +64,8 @@ def cores():
 @contextmanager
 def thread_pool(threads):
     """Threads for pieces of work that do not depend on each other; the matrix products inside keep to the thread
-    they are in. NumPy lets go of the interpreter while it computes, and whole pieces on separate cores wait for each
-    other far less often than the halves of every single matrix product do.
+    they are in. NumPy releases the interpreter's lock while it computes, and whole pieces on separate cores wait for
+    each other far less often than the halves of every single matrix product do.
     """
     from threadpoolctl import ThreadpoolController
 
@@ -81,7 +81,7 @@ def in_parallel(function, pieces):
     GPU, it is [function(pieces)]. Pieces may grow along the list: of every two rounds, the second is dealt backwards.
     """
     threads = 1 if xp is not np or getattr(_worker, "busy", False) else min(cores(), len(pieces))
-    if threads == 1:
+    if threads <= 1:
         return [function(pieces)]
     rounds = 2 * threads
     shares = [pieces[i::rounds] + pieces[rounds - 1 - i :: rounds] for i in range(threads)]

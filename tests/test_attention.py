@@ -180,6 +180,15 @@ def test_a_query_that_may_look_nowhere_gets_zeros():
         assert all(not d[1].any() and xp.isfinite(d).all() for d in backward(xp.ones_like(y)))
 
 
+def test_padding_in_half_precision_leaves_no_nan():
+    q, k, v = (3 * part for part in qkv((1, 1, 2, 8, 0, 64, 64), 0, np.float16))
+    padding = xp.asarray(np.arange(8) >= 3)[None]
+    y, backward = flash_attention(q, k, v, padding=padding)
+    assert all(xp.isfinite(d).all() for d in (y, *backward(y)))
+    with pytest.raises(ValueError, match="window"):
+        flash_attention(q, k, v, window=0)
+
+
 @fast
 @given(sizes, seed)
 def test_keys_have_no_order(sizes, seed):
