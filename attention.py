@@ -139,7 +139,7 @@ def tiles(queries, keys, causal, window, pattern, block, width):
             last = min(last, offset + rows.stop)
         if pattern is None:
             # a cut where the causal mask begins, so that only the keys beside the queries need it
-            cut = min(max(first, offset + rows.start), last) if causal else last
+            cut = min(max(first, offset + rows.start), last) if causal and queries > block else last
             parts = [
                 (c, min(c + width, end)) for begin, end in ((first, cut), (cut, last)) for c in range(begin, end, width)
             ]

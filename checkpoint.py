@@ -99,11 +99,12 @@ def _as_float(array, kind):
     return array
 
 
-def load(folder, dtype=np.float32):
+def load(folder, dtype=np.float32, mapped=None):
     """Reads config.json and *.safetensors, in one file or in shards with an index: (params, config).
 
-    Weights stored as dtype are mapped from the file, so that loading takes no time and they take no memory until
-    they are used; bfloat16, float16 and DeepSeek's 8-bit floats are converted to it.
+    bfloat16, float16 and DeepSeek's 8-bit floats are converted to dtype. mapped: weights that are stored as dtype stay
+    in the file and are read from it as they are used, so that loading takes no time and no memory, but generating
+    text is up to a quarter slower; None: if they would take more than a quarter of the memory there is.
     Raises ValueError or OSError, with one sentence, where something is missing, damaged or does not fit.
     """
     if not os.path.isdir(folder):
@@ -140,9 +141,14 @@ def load(folder, dtype=np.float32):
     if unknown:
         raise ValueError(f"{folder} has a weight {min(unknown)}, which this model does not have")
 
-    # Generating a token takes as long as reading all weights. Those that are converted lie in one large array, whose
-    # memory pages are large too, and along the longer side of each matrix (a fifth to a third faster for SmolLM2).
+    # Generating a token takes as long as reading all weights. In memory they lie in one large array, whose memory
+    # pages are large too, and along the longer side of each matrix (a fifth to a third faster for SmolLM2).
     as_stored = {name for name in wanted if stored[name][0].dtype == dtype and name not in scales}
+    if mapped is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
+        mapped = sum(stored[name][0].nbytes for name in as_stored) > memory / 4
+    if not mapped:
+        as_stored = set()
     memory = xp.empty(sum(math.prod(shape) for name, shape in wanted.items() if name not in as_stored), dtype)
     params, start = {}, 0
     for name, shape in wanted.items():

@@ -123,8 +123,10 @@ def test_what_is_stored_as_it_is_used_stays_in_the_file(tmp_path):
     model.save(tmp_path, params, TINY)
     if xp is not np:
         pytest.skip("a GPU has its own memory")
-    loaded, _ = model.load(tmp_path)
+    assert not any(isinstance(base_of(value), mmap.mmap) for value in model.load(tmp_path)[0].values())
+    loaded, _ = model.load(tmp_path, mapped=True)
     assert all(isinstance(base_of(value), mmap.mmap) for value in loaded.values())
+    assert all((loaded[name] == params[name]).all() for name in params)
     before = (tmp_path / "model.safetensors").read_bytes()
     loaded["model.norm.weight"][:] = 7
     assert (tmp_path / "model.safetensors").read_bytes() == before
