@@ -264,13 +264,12 @@ def flash_attention(
                 o *= shrink[..., None]
                 o += p.swapaxes(-1, -2) @ v[b, h, cols]
                 m = larger
-            blind = l == 0  # a query that sees no key keeps o = 0, and p = exp(-inf - 0) = 0 in the backward pass
-            l = xp.where(blind, 1, l)
+            l = xp.where(l == 0, 1, l)  # a query that sees no key keeps o = 0
             o /= l[..., None]
             shape = (*m.shape[:2], group, -1)
             split_groups(y)[b, h, :, rows] = o.reshape(*shape, v_dim)
             log_sum[b, h, :, rows], top[b, h, :, rows] = (
-                xp.where(blind, 0, m + xp.log(l)).reshape(shape),
+                (m + xp.log(l)).reshape(shape),
                 m.reshape(shape),
             )
 

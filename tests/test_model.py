@@ -193,6 +193,17 @@ def test_a_row_ends_with_its_stop_token(seed):
     )
 
 
+def test_a_layer_sees_what_its_pattern_sees():
+    config = dataclasses.replace(
+        TINY, layer_types=("window_attention",) * 2, sparse_attention={"block": 2, "stride": 1}
+    )
+    params, tokens = model.init(config, 0), tokens_of(0, config, 1, 6)
+    other = tokens.copy()
+    other[0, 1] = (other[0, 1] + 1) % config.vocab_size
+    difference = abs(model.forward(params, config, tokens)[0] - model.forward(params, config, other)[0])[0].max(axis=-1)
+    assert difference[1] > 1e-6 and (difference[2:] == 0).all()  # the first block of two tokens alone
+
+
 def test_sparse_attention_refuses_prompts_of_different_lengths():
     config = dataclasses.replace(TINY, **VARIANTS["sparse"])
     with pytest.raises(ValueError, match="one length"):
