@@ -268,10 +268,8 @@ def flash_attention(
             o /= l[..., None]
             shape = (*m.shape[:2], group, -1)
             split_groups(y)[b, h, :, rows] = o.reshape(*shape, v_dim)
-            log_sum[b, h, :, rows], top[b, h, :, rows] = (
-                (m + xp.log(l)).reshape(shape),
-                m.reshape(shape),
-            )
+            log_sum[b, h, :, rows] = (m + xp.log(l)).reshape(shape)
+            top[b, h, :, rows] = m.reshape(shape)
 
     spread(forward, jobs)
     if observed is not None:
