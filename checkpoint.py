@@ -394,20 +394,34 @@ REQUIRED += ["max_position_embeddings"]
 MOST = {"num_hidden_layers": 10_000, "num_experts": 100_000, "n_routed_experts": 100_000}  # what no file can ask for
 
 
-def save(folder, params, config):
-    """Writes config.json and model.safetensors, which transformers loads too; each replaces its forerunner whole."""
+def save(folder, params, config, notes=None):
+    """Writes config.json and model.safetensors, which transformers loads too; each replaces its forerunner whole.
+
+    notes: {name: text} to stand in the header of model.safetensors, see `metadata`.
+    """
     from safetensors.numpy import save_file
 
     os.makedirs(folder, exist_ok=True)
     arrays = {name: np.ascontiguousarray(to_numpy(value)) for name, value in params.items()}
     weights = os.path.join(folder, "model.safetensors")
-    replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"}))
+    replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"} | (notes or {})))
     with suppress(FileNotFoundError):  # of the shards of a forerunner, which would be read instead
         os.remove(os.path.join(folder, "model.safetensors.index.json"))
     replace(
         os.path.join(folder, "config.json"),
         lambda path: write_text(path, json.dumps(config_to_json(config), indent=2) + "\n"),
     )
+
+
+def metadata(path):
+    """The texts in the header of a safetensors file, {name: text}. ValueError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        raise ValueError(f"{path} is damaged") from None
 
 
 def read_json(path):
@@ -428,9 +442,22 @@ def write_text(path, text):
 
 
 def replace(path, write):
-    """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one."""
+    """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one.
+
+    OSError where it cannot be written, such as for want of space; the old file is still there then.
+    """
+    from safetensors import SafetensorError
+
     temporary = f"{path}.new"
-    write(temporary)
-    with open(temporary, "r+b") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # safetensors lets nobody else read its files
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
