@@ -312,6 +312,8 @@ def config_to_json(config):
         published |= {"use_sliding_window": any(windows), "pad_token_id": None}
     if config.kv_lora_rank is not None:  # as the low rank of the queries has, where there is none
         published["q_lora_rank"] = config.q_lora_rank
+    if config.model_type == "deepseek_v3":  # how its router scores and chooses, by the names that llama.cpp looks for
+        published |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     return published
 
 

@@ -33,12 +33,13 @@ from moe import mixture_of_experts
 # -------------------------------------------------------------------------------------- forward, backward
 
 
-def block(x, weights, config, rope, observed=None, **options):
+def block(x, weights, config, rope, observed=None, real=None, **options):
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
     x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them. rope: (cos, sin), or None
-    for no positions. observed: a dict, or None, that is filled with what attention and experts observe. options:
-    cache, causal, window, pattern, padding and segments of the attention.
+    for no positions. observed: a dict, or None, that is filled with what attention and experts observe. real: (batch,
+    time) booleans, False for padding, which no expert computes, or None. options: cache, causal, window, pattern,
+    padding and segments of the attention.
     Returns ((y, aux_loss), backward): y like x; the load-balancing loss of the layer's router, 0 without one; and
     backward(dy, daux_loss=0) -> (dx, dweights).
     """
@@ -46,7 +47,7 @@ def block(x, weights, config, rope, observed=None, **options):
     attended, attention_backward = attend(normed, weights["self_attn"], config, rope, observed=observed, **options)
     middle = x + attended
     normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm"]["weight"], config.rms_norm_eps)
-    (fed, aux_loss), feed_backward = feed_forward(normed, weights["mlp"], config, observed)
+    (fed, aux_loss), feed_backward = feed_forward(normed, weights["mlp"], config, observed, real)
 
     def backward(dy, daux_loss=0.0):
         dnormed, dmlp = feed_backward(dy, daux_loss)
@@ -70,13 +71,13 @@ def attend(x, weights, config, rope, **options):
     return latent_attention(x, weights, heads, config.v_head_dim, rope, config.rope_interleave, scale, **options)
 
 
-def feed_forward(x, weights, config, observed=None):
+def feed_forward(x, weights, config, observed=None, real=None):
     """A mixture of experts, or one SwiGLU where the layer has no router. Returns and takes what `block` does."""
     if "gate.weight" in weights:
         routing = {"n_group": config.n_group or 1, "topk_group": config.topk_group or 1}
         scale = 1.0 if config.routed_scaling_factor is None else config.routed_scaling_factor
         routing |= {"normalise": config.norm_topk_prob, "scale": scale}
-        return mixture_of_experts(x, weights, config.num_experts_per_tok, observed, **routing)
+        return mixture_of_experts(x, weights, config.num_experts_per_tok, observed, real, **routing)
     y, swiglu_backward = swiglu(x, weights)
     return (y, 0.0), lambda dy, daux_loss=0.0: swiglu_backward(dy)
 
@@ -113,14 +114,17 @@ def transformer(params, config, tokens, cache=None, padding=None, observed=None,
     padding: (batch, earlier and new tokens) booleans, False where a row is filled up on its left; None = nowhere.
     observed: a dict, or None, in which observed[layer] becomes a dict of what the layer observed: "max_logits"
     of its heads and the "load" of its experts. segments: (batch, time) integers, the number of the text a token
-    belongs to, where a row holds several that must not see each other; None = one text a row.
+    belongs to, from 1 on, where a row holds several that must not see each other, and 0 for padding; None = one text a
+    row.
     Returns ((hidden, aux_loss), backward): (batch, time, hidden_size), the sum of the load-balancing losses, and
     backward(dhidden, daux_loss=0) -> grads. With a cache the activations are freed on the way, and backward is None.
     """
     start = cache[0].length if cache else 0
     time = tokens.shape[1]
     positions = xp.arange(start, start + time)  # (time,)
+    real = None if segments is None else segments > 0
     if padding is not None:  # a row's first real token is at position 0
+        real = padding[:, start:]
         positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
     table = params["model.embed_tokens.weight"]
     rope = rope_for(config, positions, table.dtype)
@@ -135,6 +139,7 @@ def transformer(params, config, tokens, cache=None, padding=None, observed=None,
             config,
             rope if config.uses_rope(i) else None,
             observed if observed is None else observed.setdefault(i, {}),
+            real,
             cache=cache[i] if cache else None,
             causal=config.causal,
             window=config.window(i),
@@ -262,7 +267,7 @@ def multi_token_prediction(params, config, tokens, hidden, observed=None, segmen
     rope = rope_for(config, xp.arange(1, tokens.shape[1]), table.dtype)
     observed = observed if observed is None else observed.setdefault(i, {})
     segments = None if segments is None else segments[:, :-1]  # what follows the last token of a text is of another
-    options = {"causal": config.causal, "segments": segments}
+    options = {"causal": config.causal, "segments": segments, "real": None if segments is None else segments > 0}
     (x, aux_loss), block_backward = block(x, weights, config, rope, observed, **options)
     mtp_hidden, norm_backward = rms_norm(x, weights["shared_head"]["norm.weight"], eps)
 

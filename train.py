@@ -274,14 +274,15 @@ def sibling(settings, tokenizer):
         causal=settings["objective"] == "causal",
     )
     if settings["attention"]:
-        blocks = max(1, settings["context"] // 16)
+        root = max(1, math.isqrt(settings["context"] // 16))  # of the number of blocks
         config = dataclasses.replace(
             config,
             layer_types=tuple(
                 f"{settings['attention']}_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
             ),
             sliding_window=settings["context"] // 4 + 1 if settings["attention"] == "sliding" else None,
-            sparse_attention={"block": 16, "stride": math.isqrt(blocks)},
+            # a stride of √blocks makes strided and fixed patterns O(n √n); BigBird's neighbours stay as few, for O(n)
+            sparse_attention={"block": 16, "stride": root if settings["attention"] in ("strided", "fixed") else 2},
         )
     if published.experts:
         experts, used = settings["experts"], settings["experts_per_token"]

@@ -140,6 +140,23 @@ def test_texts_in_one_row_are_texts_in_rows_of_their_own(config, lengths, spare,
 
 
 @fast
+@given(packable.filter(lambda config: config.experts), st.integers(2, 7), st.integers(0, 3), seed)
+def test_padding_is_sent_to_no_expert(config, length, spare, seed):
+    """Neither in a packed row, with the layer of the token after the next, nor on the left of a prompt."""
+    params, observed = model.init(config, seed, np.float64), {}
+    tokens = tokens_of(seed, config, 1, length + spare)
+    segments = xp.asarray(np.array([[1] * length + [0] * spare]))
+    model.losses(params, config, tokens, tokens, bool(config.num_nextn_predict_layers), observed, segments)
+    for layer, seen in observed.items():
+        real = length if layer < config.num_hidden_layers else min(length, length + spare - 1)
+        assert "load" not in seen or int(seen["load"].sum()) == real * config.num_experts_per_tok
+    observed = {}
+    model.transformer(params, config, tokens, padding=segments[:, ::-1] > 0, observed=observed)
+    loads = [int(seen["load"].sum()) for seen in observed.values() if "load" in seen]
+    assert loads and set(loads) == {length * config.num_experts_per_tok}
+
+
+@fast
 @given(packable, seed)
 def test_another_text_in_the_row_changes_nothing(config, seed):
     params, tokens = model.init(config, seed, np.float64), tokens_of(seed, config, 1, 9)

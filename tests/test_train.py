@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import model
 import train
+from attention import tiles
 from backend import to_numpy, xp
 from layers import IGNORE
 
@@ -414,6 +415,19 @@ def test_any_number_of_experts_fits_the_sibling(arch, experts):
     if arch == "deepseek-v3":  # groups of at least two, half of which are used
         assert (config.n_group, config.topk_group) == {8: (4, 2), 12: (6, 3), 2: (1, 1)}.get(experts, (1, 1))
     assert config.experts == experts and not config.norm_topk_prob  # which would leave the router without a gradient
+
+
+@pytest.mark.parametrize("attention, exponent", [("sliding", 2), ("strided", 1.5), ("fixed", 1.5), ("bigbird", 1)])
+def test_the_work_of_sparse_attention_grows_as_the_docstring_says(attention, exponent):
+    """Keys that are looked at, as the context of a sibling grows; a sliding window is a fixed share of it."""
+    work = []
+    for context in 1024, 16384:
+        settings = {name: default for name, (_, default, _) in train.SETTINGS.items()}
+        config = train.sibling(settings | {"attention": attention, "context": context}, SimpleNamespace(vocab_size=300))
+        plan = tiles(context, context, True, config.window(0), config.pattern(0), 16, 16)
+        length = lambda cols: cols.stop - cols.start if isinstance(cols, slice) else len(cols)
+        work.append(sum((rows.stop - rows.start) * sum(map(length, columns)) for rows, columns in plan))
+    assert np.log(work[1] / work[0]) / np.log(16) == pytest.approx(exponent, abs=0.1)
 
 
 def test_a_taken_folder_is_left_alone(run, text):
