@@ -573,6 +573,8 @@ def train(run):
     with thread_pool(run.settings["threads"]) as pool, interruptible() as interrupted:
         if run.step == 0:
             start = run.validate(pool.map)
+            if not math.isfinite(start["val_loss"]):
+                raise ValueError("the loss of the model to begin with is not finite")
             print(f"start      {start['val_loss']:.3f} nats a token of the validation part", flush=True)
             run.save_tokenizer()
             run.save()
