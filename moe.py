@@ -209,7 +209,7 @@ def mixture_of_experts(x, weights, k, observed=None, real=None, **routing):
     return (y.reshape(shape), aux_loss), backward
 
 
-def demo():
+def demo(steps=400, counts=(2, 4, 8, 16, 32)):
     """What the slide claims, in numbers: the load of the experts before and after balancing, and what a token costs."""
     import os
     import time
@@ -237,7 +237,7 @@ def demo():
         if update_speed is not None:
             weights["gate.e_score_correction_bias"] = xp.zeros(experts)
         optimizer, busiest, loads, errors = Optimizer("adamw", 0.01, weight_decay=0.0), [], [], []
-        for step in range(400):
+        for step in range(steps):
             topic = xp.searchsorted(xp.cumsum(common / common.sum()), rng.random(512)).clip(0, 15)
             x = topics[topic] + 0.3 * rng.standard_normal((512, dim))
             wanted = (x[:, None, :] @ maps[topic])[:, 0]
@@ -245,7 +245,7 @@ def demo():
             (y, _), backward = mixture_of_experts((x + offset)[None], weights, k, observed)
             error = y - wanted
             _, grads = backward(2 * error / len(x), aux_weight)
-            optimizer.step(weights, grads, 1 - step / 400)
+            optimizer.step(weights, grads, 1 - step / steps)
             if update_speed is not None:
                 adjust_bias(weights["gate.e_score_correction_bias"], observed["load"], update_speed)
             loads.append(observed["load"] / observed["load"].mean())
@@ -255,13 +255,13 @@ def demo():
 
     ways = {"nothing": {}, "auxiliary loss": {"aux_weight": 1.0}, "bias": {"update_speed": 0.01}}
     results = {way: train(**options) for way, options in ways.items()}
-    print(f"Load of {experts} experts, a token sent to {k}, after 400 steps: 1 is an even share")
+    print(f"Load of {experts} experts, a token sent to {k}, after {steps} steps: 1 is an even share")
     for way, (error, loads, _) in results.items():
         cells = " ".join(f"{float(load):5.2f}" for load in -xp.sort(-loads))
         print(f"  balanced by {way:15} {cells}   squared error {error:.2f}")
 
     print("\nTime per token, forward and backward, beside a dense layer of as many parameters")
-    dim, intermediate, tokens, counts, times = 256, 128, 2048, [2, 4, 8, 16, 32], []
+    dim, intermediate, tokens, times = 256, 128, 2048, []
     x = rng.standard_normal((1, tokens, dim)).astype(xp.float32)
 
     def expert(size):

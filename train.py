@@ -579,7 +579,7 @@ def train(run):
             run.save_tokenizer()
             run.save()
         saved_step, saved_at = run.step, time.perf_counter()
-        validated = int(VALIDATIONS * run.fraction_done(run.step))
+        validated = min(int(VALIDATIONS * run.fraction_done(run.step)), VALIDATIONS - 1)  # the end is always validated
         tokens_seen, losses, logged_at = 0, [], time.perf_counter()
         line = {"step": run.step, "seconds": run.seconds()}
         finished = over = run.step > 0 and run.fraction_done(run.step) >= 1

@@ -287,6 +287,13 @@ def test_killed_twice_and_resumed_is_never_stopped(options, run, worse, text, tm
     )
 
 
+def test_a_time_that_is_over_before_the_first_step_is_a_run_of_one_step(text, tmp_path):
+    code, _, errors = finished("--data", text, *SMALL, "--minutes", "0.00001", "--out", tmp_path / "run")
+    assert code == 0, errors
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 1 and {"train_loss", "val_loss", "test_loss"} <= last.keys()
+
+
 def test_an_interrupt_saves_and_says_how_to_go_on(run, text, tmp_path):
     folder = tmp_path / "interrupted"
     process = command("--data", text, "--steps", 60, "--save-seconds", 1000, "--out", folder, *SMALL)
