@@ -646,6 +646,7 @@ SENTENCES = (
 
 
 def demo():
+    """Each tokenizer on words that its training text lacks, and what a larger vocabulary buys."""
     from pydoc_data.topics import topics
 
     import matplotlib.pyplot as plt
@@ -688,4 +689,6 @@ def demo():
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

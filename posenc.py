@@ -302,4 +302,6 @@ def _figure(path="figures/posenc.png"):
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

@@ -40,6 +40,7 @@ import data
 import lora
 import model
 from backend import cores, thread_pool, to_numpy, xp
+from engine import cli
 from layers import IGNORE
 from moe import adjust_bias
 from optim import Optimizer, clip, qk_clip, warm_up_and_decay
@@ -726,7 +727,7 @@ def new_folder():
 
 
 def main(argv=None):
-    parser = model.Parser(description="Train a small language model.")
+    parser = cli.Parser(description="Train a small language model.")
     for name, (kind, default, text) in SETTINGS.items():
         shown = "" if default is None else f" (default {default})"
         files, folder = name in ("data", "finetune"), name == "init"
@@ -762,4 +763,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)
