@@ -590,6 +590,8 @@ def main(argv=None):
         parser.error("--minutes must be more than 0")
     if args.threads is not None and args.threads < 1 or args.seed < 0:
         parser.error("--threads must be at least 1, and --seed at least 0")
+    if args.init is not None:
+        checkpoint.existing(args.init)
     began, folder = perf_counter(), args.out or train.new_folder()
     going_on = args.human and os.path.exists(os.path.join(folder, "comparisons.jsonl"))
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)) and not going_on:

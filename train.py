@@ -711,8 +711,8 @@ def complete(given):
     if settings["minutes"] is None and settings["steps"] is None:
         settings["minutes"] = 1.0 if chatting else 3.0
     if settings["context"] is None:
-        seen = checkpoint.read_json(os.path.join(settings["init"], "config.json")) if settings["init"] else {}
-        settings["context"] = min(256, seen.get("max_position_embeddings", 256))
+        config = checkpoint.read_config(settings["init"])[0] if settings["init"] else None
+        settings["context"] = min(256, config.max_position_embeddings) if config else 256
     if settings["lr"] is None:
         settings["lr"] = 0.003 if chatting else 0.01
     settings["threads"] = settings["threads"] or (cores() if xp is np else 1)
@@ -745,7 +745,7 @@ def main(argv=None):
     for name in {"data", "finetune"} & given.keys():
         given[name] = [os.path.abspath(path) for path in given[name]]
     if "init" in given:
-        given["init"] = os.path.abspath(given["init"])
+        given["init"] = os.path.abspath(checkpoint.existing(given["init"]))
     if resume is None:
         settings = complete(given)
     else:
