@@ -656,4 +656,6 @@ def demo(sizes=(1024, 2048, 4096, 8192, 16384)):
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

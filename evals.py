@@ -29,6 +29,7 @@ import zlib
 
 import numpy as np
 
+from engine import cli
 from sandbox import run_program
 
 # ---------------------------------------------------------------------------------------------- intervals
@@ -664,9 +665,7 @@ def table(measures, unit=""):
 
 
 def main(argv=None):
-    import model
-
-    parser = model.Parser(description="Score a model folder, or votes, on a benchmark; without options, a demo.")
+    parser = cli.Parser(description="Score a model folder, or votes, on a benchmark; without options, a demo.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder (arena needs none)")
     parser.add_argument("--task", choices=list(TASKS))
     parser.add_argument("--file", metavar="F", help="in the benchmark's own format; a sample of ours if not given")
@@ -807,6 +806,4 @@ def figure(ratings, tasks, told, right, items, path="figures/evals.png"):
 
 
 if __name__ == "__main__":
-    import model
-
-    model.run(main)
+    cli.run(main)

@@ -16,7 +16,6 @@ loads as it is and gradients are a dict with the same keys.
 Shapes: tokens (batch, time), hidden states (batch, time, hidden_size), logits (batch, time, vocab_size).
 """
 
-import argparse
 import os
 import sys
 
@@ -27,6 +26,7 @@ from architectures import ARCHITECTURES, Config, describe, shapes  # noqa: F401 
 from attention import KVCache, latent_attention, self_attention
 from backend import to_numpy, xp
 from checkpoint import load, save  # noqa: F401  part of this module's interface
+from engine import cli
 from layers import embedding, linear, linear_cross_entropy, linear_log_likelihood, rms_norm, swiglu
 from moe import mixture_of_experts
 
@@ -413,7 +413,7 @@ def fill(params, config, tokens, mask_id):
 def main(argv=None):
     import bpe
 
-    parser = Parser(description="Continue a text with a trained model, talk to it, or print the architectures.")
+    parser = cli.Parser(description="Continue a text with a trained model, talk to it, or print the architectures.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder")
     parser.add_argument("--prompt", metavar="TEXT", help="the text to continue, or with <mask> for each gap to fill")
     parser.add_argument("--chat", action="store_true", help="talk, a line at a time, until an empty line")
@@ -499,24 +499,5 @@ def converse(tokenizer, answer, stop, room, system=None):
         turns = [*kept, {"role": "assistant", "content": answer(ids)}]
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence too, without the list of all options."""
-
-    def error(self, message):
-        raise ValueError(message)
-
-
-def run(main):
-    """Runs a command line: what the user can mend is one sentence on standard error, and exit status 1."""
-    try:
-        main()
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

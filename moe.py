@@ -311,4 +311,6 @@ def demo(steps=400, counts=(2, 4, 8, 16, 32)):
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

@@ -98,14 +98,14 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
     if kind == "default":
         return speed, 1.0
     if kind not in ("linear", "llama3", "yarn"):
-        raise ValueError(f"RoPE scaling {kind!r} is none of default, linear, llama3 and yarn")
+        raise ValueError(f"RoPE scaling {kind!r:.40} is none of default, linear, llama3 and yarn")
 
     def need(key, otherwise=None):
         value = otherwise if scaling.get(key) is None else scaling[key]
         if value is None:
             raise ValueError(f"RoPE scaling {kind!r} needs {key!r}")
         if type(value) not in (int, float) or not 0 < value < 1e9:
-            raise ValueError(f"RoPE scaling {kind!r} cannot have {key} = {value!r}")
+            raise ValueError(f"RoPE scaling {kind!r} cannot have {key} = {value!r:.40}")
         return value
 
     names = "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"
@@ -303,4 +303,6 @@ def _figure(path="figures/posenc.png"):
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

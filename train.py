@@ -43,6 +43,7 @@ import data
 import lora
 import model
 from backend import cores, thread_pool, to_numpy, xp
+from engine import cli
 from layers import IGNORE
 from moe import adjust_bias
 from optim import Optimizer, clip, qk_clip, warm_up_and_decay
@@ -807,8 +808,8 @@ def complete(given):
     if settings["minutes"] is None and settings["steps"] is None:
         settings["minutes"] = 1.0 if chatting else 3.0
     if settings["context"] is None:
-        seen = checkpoint.read_json(os.path.join(settings["init"], "config.json")) if settings["init"] else {}
-        settings["context"] = min(256, seen.get("max_position_embeddings", 256))
+        config = checkpoint.read_config(settings["init"])[0] if settings["init"] else None
+        settings["context"] = min(256, config.max_position_embeddings) if config else 256
     if settings["lr"] is None:
         settings["lr"] = 0.003 if chatting else 0.01
     settings["threads"] = settings["threads"] or (cores() if xp is np else 1)
@@ -825,7 +826,7 @@ def new_folder():
 
 
 def main(argv=None):
-    parser = model.Parser(description="Train a small language model.")
+    parser = cli.Parser(description="Train a small language model.")
     for name, (kind, default, text) in SETTINGS.items():
         shown = "" if default is None else f" (default {default})"
         files, folder = name in ("data", "finetune"), name == "init"
@@ -843,7 +844,7 @@ def main(argv=None):
     for name in LISTS & given.keys():
         given[name] = [os.path.abspath(path) for path in given[name]]
     if "init" in given:
-        given["init"] = os.path.abspath(given["init"])
+        given["init"] = os.path.abspath(checkpoint.existing(given["init"]))
     if resume is None:
         settings = complete(given)
     else:
@@ -861,4 +862,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)
