@@ -28,6 +28,7 @@ import bpe
 import chat
 import model
 from checkpoint import config_from_json
+from engine import cli
 
 QUESTION = (  # 37 tokens of SmolLM2 as a chat
     "What is the capital of France, which river runs through it, and what is the name of its tallest building? "
@@ -122,4 +123,4 @@ def main():
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import alternate, header, installed, options, row, seconds, times_as_fast
 
 import bpe
-import model
+from engine import cli
 
 QUICK = {"vocab": [300], "turns": 2, "megabytes": 0.05}
 NAMES = {"gpt2": "GPT-2's pattern", "llama3": "Llama 3's pattern"}
@@ -129,4 +129,4 @@ def main():
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)

@@ -26,6 +26,7 @@ import model
 import train
 from backend import cores, thread_pool
 from checkpoint import config_from_json
+from engine import cli
 from optim import Optimizer, clip
 
 LEARNING_RATE, BETAS, EPS, DECAY, CLIP = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
@@ -147,4 +148,4 @@ def main():
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)

@@ -38,7 +38,7 @@ def script(name):
 
 
 def run(name, *arguments):
-    environment = os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1"}
+    environment = {"BACKEND": "numpy"} | os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
 

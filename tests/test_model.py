@@ -345,7 +345,7 @@ def talker(tmp_path_factory):
 
 
 def command(*arguments, said=b""):
-    environment = os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    environment = {"BACKEND": "numpy"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     program = [sys.executable, Path(__file__).parents[1] / "model.py", *map(str, arguments)]
     return subprocess.run(program, input=said, capture_output=True, timeout=60, env=environment)
 

@@ -343,7 +343,7 @@ def base(tmp_path_factory):
 
 
 def command(*arguments):
-    environment = os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1"}
+    environment = {"BACKEND": "numpy"} | os.environ | {"OMP_NUM_THREADS": "1"}
     program = [sys.executable, str(ROOT / "rlhf.py"), *map(str, arguments)]
     return subprocess.run(program, capture_output=True, text=True, env=environment, timeout=200)
 

@@ -91,7 +91,8 @@ def test_the_gradient_in_pieces_keeps_texts_of_one_row_apart(config, batch, micr
     tokens, targets = rng.integers(0, 300, (2, batch, 7))
     segments = np.sort(rng.integers(0, 3, (batch, 7)), axis=1)
     targets[rng.random(targets.shape) < 0.4] = IGNORE
-    (loss, _, _), backward = model.losses(params, config, *map(xp.asarray, (tokens, targets)), segments=segments)
+    whole = [xp.asarray(array) for array in (tokens, targets, segments)]
+    (loss, _, _), backward = model.losses(params, config, *whole[:2], segments=whole[2])
     grads = backward()
     split_loss, split_grads, _ = train.gradient(params, config, tokens, targets, micro_batch, segments=segments)
     assert split_loss == pytest.approx(loss)
@@ -165,7 +166,7 @@ def text(tmp_path_factory):
 
 
 def command(*arguments, **options):
-    options |= {"env": os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1"}, "text": True}
+    options |= {"env": {"BACKEND": "numpy"} | os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
     program = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
     return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
