@@ -215,3 +215,14 @@ def test_every_command_runs(words, here, capsys):
         assert printed.startswith(arguments[arguments.index("--prompt") + 1])
     if words == ["model.py"]:
         assert printed in blocks(README, "")  # the README shows it
+
+
+def test_every_paper_that_is_cited_is_in_the_list():
+    listed = README.split("## References")[1]
+    name = r"[A-Z][\w-]+(?: et al\.| & [A-Z]\w+|-AI| Team)?"
+    cited = set()
+    for path in ROOT.glob("*.py"):
+        text = " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
+        cited |= {f"{who} {year}" for who, year in re.findall(rf"({name})[ ,]+((?:19|20)\d\d[ab]?)\b", text)}
+    papers = {paper for paper in cited if re.search(r" et al\.| & |-AI| Team", paper)}
+    assert len(papers) > 50 and not {paper for paper in papers if f"- {paper}. " not in listed}

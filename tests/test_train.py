@@ -704,6 +704,19 @@ def test_any_conversation_with_an_answer_can_be_learned_from(messages, base, tmp
     assert config.vocab_size == 272
 
 
+def test_a_wide_model_is_tuned_with_a_lower_learning_rate(base, tmp_path):
+    assert train.complete({})["lr"] == 0.01
+    assert (
+        train.complete({"init": str(base)})["lr"] == train.complete({"init": str(base), "finetune": []})["lr"] == 0.003
+    )
+    wide = shutil.copytree(base, tmp_path / "wide")
+    config = json.loads((wide / "config.json").read_text())
+    for hidden, rate in (128, 0.003), (576, 0.00031), (2048, 4.7e-5):
+        (wide / "config.json").write_text(json.dumps(config | {"hidden_size": hidden}))
+        assert train.complete({"init": str(wide)})["lr"] == pytest.approx(rate, rel=0.02)
+    assert train.complete({"init": str(wide), "lr": 0.5})["lr"] == 0.5
+
+
 def test_init_goes_on_with_a_model(run, text, tmp_path):
     folder, more = run[0], tmp_path / "more"
     code, _, err = finished(
