@@ -16,8 +16,10 @@ line runs one. The files it reads are those the benchmarks are published in.
 
 import collections
 import csv
+import decimal
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -196,13 +198,22 @@ def grid_text(grid):
     return "\n".join(" ".join(map(str, row)) for row in grid)
 
 
+ROWS = r"\[\s*[0-9][0-9\s,]*\](?:[\s,]*\[\s*[0-9][0-9\s,]*\])*"  # [1, 2], [3, 4], however they are laid out
+
+
 def parse_grid(text):
     """The last grid in a text, as `grid_text` or JSON writes one, or None."""
-    text = re.sub(r"\]\s*,\s*\[", "\n", text)
+
+    def as_lines(found):
+        rows = re.findall(r"\[\s*([0-9][0-9\s,]*)\]", found[0])
+        return "\n\n" + "\n".join(" ".join(re.findall("[0-9]+", row)) for row in rows) + "\n\n"
+
+    text = re.sub(rf"\[\s*{ROWS}[\s,]*\]|^\s*{ROWS}[\s,]*$", as_lines, text, flags=re.M)
     blocks, block = [], []
     for line in [*text.splitlines(), ""]:
-        if re.fullmatch(r"[\s\[\],|]*\d[\d\s\[\],|]*", line):
-            block.append([int(c) for c in line if c in "0123456789"])
+        if re.fullmatch(r"[\s,|]*[0-9][0-9\s,|]*", line):
+            cells = re.findall("[0-9]+", line)
+            block.append([int(c) for c in (cells[0] if len(cells) == 1 else cells)])  # 012 is a row of three
         elif block:
             blocks, block = [*blocks, block], []
     return blocks[-1] if blocks and is_grid(blocks[-1]) else None
@@ -254,38 +265,74 @@ def read_hle(path):
     return [row for row in rows if not row.get("image")], sum(bool(row.get("image")) for row in rows)
 
 
+EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|`)(?=\S)(.+?)(?<=\S)\1(?![\w*])")  # in Markdown, not the * of 2*3 or C*
+LABEL = r"\W*(?:(?:exact |final )?answer|explanation|confidence)\W*:"
+
+
 def parse_answer(text):
     """(answer, confidence) of an answer in HLE's format, the last of each; confidence in [0, 1].
 
-    Without a line "Answer:" the answer is the last line; without a confidence that is 1, as the benchmark has it.
+    The answer is what stands behind "Answer:", or on the next line; else behind "the answer is"; else the last line
+    without a label. Without a confidence that is 1, as the benchmark has it.
     """
-    answers = re.findall(r"^\W*(?:exact |final )?answer\W*:[\s*]*(\S.*)$", text, re.I | re.M)
+    text = EMPHASIS.sub(r"\2", text)
+    for label in r"^\W*(?:exact |final )?answer\W*:\**", r"\banswer(?: is\b|:):?":
+        answers = re.findall(rf"{label}\s*(?!{LABEL})(\S.*)$", text, re.I | re.M)
+        if answers:
+            break
+    else:
+        answers = [line for line in text.splitlines() if line.strip() and not re.match(LABEL, line, re.I)] or [""]
     told = re.findall(r"^\W*confidence\W*:[\s*~]*(\d*\.?\d+)\s*(%?)", text, re.I | re.M)
     sure = [float(number) * (100 if "." in number and float(number) <= 1 and not sign else 1) for number, sign in told]
-    answer = answers[-1] if answers else (text.strip().splitlines() or [""])[-1]
-    return answer.strip(), min(1.0, sure[-1] / 100) if sure else 1.0
+    return answers[-1].strip(), min(1.0, sure[-1] / 100) if sure else 1.0
 
 
 def same_answer(given, expected, answer_type="exactMatch"):
     """Equality after normalisation, where the benchmark asks a judge model, which also accepts other wordings.
 
-    Of a multiple choice the first letter that stands alone. Else case, blanks, a final stop, TeX's $ and \\boxed{}, and
-    thousands' commas do not count, and numbers are compared as numbers.
+    Of a multiple choice the letter that is named. Else case, blanks, a final stop, emphasis, TeX's $ and \\boxed{}, and
+    thousands' commas do not count, and numerals are compared as numbers. Nothing is computed: 10² is 10^2, not 100.
     """
-    if answer_type == "multipleChoice":
-        letters = re.findall(r"(?<![^\W_])[A-Z](?![^\W_])", given)
-        return letters[:1] == [expected.strip()]
-
-    def normal(text):
-        text = unicodedata.normalize("NFKC", text).casefold().replace("$", "").strip(" \t\n.*")
-        text = re.sub(r"\\boxed\{(.*)\}", r"\1", text)
-        return " ".join(re.sub(r"(?<=\d),(?=\d{3})", "", text).split())
-
+    expected = expected.strip()
+    if answer_type == "multipleChoice" and re.fullmatch("[A-Z]", expected):
+        return named_choice(given) == expected
     given, expected = normal(given), normal(expected)
-    try:
-        return given == expected or float(given) == float(expected)
-    except ValueError:
-        return False
+    if NUMERAL.fullmatch(given) and NUMERAL.fullmatch(expected):
+        return decimal.Decimal(given) == decimal.Decimal(expected)
+    return given == expected
+
+
+def named_choice(text):
+    """The letter that an answer to a multiple choice names, or None: the first that stands alone, unless another one
+    stands beside it, as in "B or C". A lone letter may be a small one.
+    """
+    text = EMPHASIS.sub(r"\2", text)
+    if alone := re.fullmatch(r"\W*([A-Za-z])\W*", text):
+        return alone[1].upper()
+    # A and I are words too, if another word follows that may stand behind an article or a pronoun; but in the middle of
+    # a sentence the article is no capital
+    text = re.sub(r"\bI(?=['’])|\b(?:I|(?<![\w,] )A)(?= (?!(?:or|and|is|because)\b)[a-z])", "", text)
+    letters = list(re.finditer(r"(?<![^\W_])(?<!['’-])(?<!\bnot )[A-Z](?![^\W_]|['’-]\w)", text))
+    if len({letter[0] for letter in letters[:2]}) == 2:
+        between = text[letters[0].end() : letters[1].start()]
+        if re.fullmatch(r"\W*(?:(?:or|nor|and)\b\W*)?", between):
+            return None
+    return letters[0][0] if letters else None
+
+
+NUMERAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,6})?")
+THOUSANDS = re.compile(r"(?<![\w.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![\w,])")
+SPELLED = {"<super>": "^{%s}", "<sub>": "_{%s}", "<fraction>": " %s"}  # what NFKC would make digits like any: 10², 2½
+
+
+def normal(text):
+    """A text without what does not count when answers are compared."""
+    kind = lambda char: SPELLED.get(unicodedata.decomposition(char).split(" ")[0], "%s")
+    text = "".join(form % unicodedata.normalize("NFKC", "".join(run)) for form, run in itertools.groupby(text, kind))
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text).replace("\u2044", "/").replace("$", "").casefold()
+    text = re.sub(r"\\boxed\{(.*)\}", r"\1", EMPHASIS.sub(r"\2", text)).strip().rstrip(". ")
+    text = re.sub(r"([\^_])\{(\w|[+-]?[0-9]+)\}", r"\1\2", text)  # as TeX may write it too
+    return " ".join(THOUSANDS.sub(lambda number: number[0].replace(",", ""), text).split())
 
 
 def calibration_error(confidence, correct, size=100):
