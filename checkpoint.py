@@ -18,6 +18,7 @@ import numpy as np
 
 from architectures import Config, shapes
 from backend import to_numpy, xp
+from engine import files
 
 # ------------------------------------------------------------------------------------------ *.safetensors
 
@@ -412,11 +413,7 @@ def save(folder, params, config):
 
 def read_json(path):
     """The object in a JSON file; ValueError where there is none."""
-    with open(_regular(path), encoding="utf-8") as file:
-        try:
-            value = json.load(file)
-        except (ValueError, RecursionError):
-            raise ValueError(f"{path} is not JSON") from None
+    value = files.read_json(_regular(path))
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value

@@ -195,7 +195,7 @@ def test_tasks_are_read_from_a_folder_a_file_and_kaggle_s_two_files(tmp_path):
     asked = {name: task | {"test": [{"input": p["input"]} for p in task["test"]]} for name, task in tasks.items()}
     challenges = tmp_path / "x_challenges.json"
     challenges.write_text(json.dumps(asked))
-    with pytest.raises(ValueError, match="not ARC tasks"):
+    with pytest.raises(ValueError, match="task '.*': not an ARC task: test pair 1 has no grid as its output"):
         evals.read_arc(str(challenges))
     (tmp_path / "x_solutions.json").write_text(json.dumps(solutions))
     assert evals.read_arc(str(challenges)) == tasks
@@ -655,32 +655,107 @@ def test_the_same_seed_draws_the_same_programs(folder, tmp_path):
 VOTE = '{"model_a": "a", "model_b": "b", "winner": "tie"}\n'
 
 
-@pytest.mark.parametrize(
-    "task, name, content, said",
-    [
-        ("arena", "f.jsonl", VOTE + "{", "line 2: not JSON"),
-        ("arena", "f.jsonl", "", "empty"),
-        ("arena", "f.jsonl", VOTE + VOTE.replace("tie", "c"), "line 2: the winner 'c'"),
-        ("arena", "f.jsonl", VOTE.replace("model_b", "model"), "line 1: the field 'model_b'"),
-        ("arena", "f.jsonl", VOTE.replace('"b"', '"a"'), "itself"),
-        ("arena", "f.jsonl", VOTE + VOTE.replace('"b"', '"c"').replace('"a"', '"d"'), "groups of models"),
-        ("arena", "f.jsonl", "[1]", "not an object"),
-        ("arena", "f.json", "{}", "not a list"),
-        ("arena", "f.csv", "model_a,model_b\na,b\n", "the field 'winner'"),
-        ("arc", "f.json", '{"train": [], "test": []}', "not ARC tasks"),
-        ("arc", "f.json", '{"train": [{"input": [[1]], "output": [[10]]}], "test": []}', "not ARC tasks"),
-        ("arc", "f.json", "[]", "not ARC tasks"),
-        ("hle", "f.jsonl", '{"question": "q", "answer": "a", "answer_type": "essay"}', "answer_type"),
-        ("humaneval", "f.jsonl", '{"task_id": "a", "prompt": 3}', "'prompt'"),
-        ("choice", "f.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": "E"}', "not a question"),
-        ("choice", "f.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": 2}', "not a question"),
-        ("text", "f.txt", "", "empty"),
-    ],
-)
-def test_bad_input_is_one_sentence(task, name, content, said, folder, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=said):
-        evals.main(["--load", folder, "--task", task, "--file", str(tmp_path / name)])
+HLE = '{"question": "q", "answer": "a", "answer_type": "exactMatch"}\n'
+CHOICE = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
+GRIDS = '{"input": [[1]], "output": [[2]]}'
+BROKEN = [
+    ("arena", "f.jsonl", VOTE + "{", "f.jsonl, line 2: not JSON"),
+    ("arena", "f.jsonl", VOTE + "[" * 100_000, "f.jsonl, line 2: .*nested too deeply"),
+    ("arena", "f.jsonl", VOTE + "9" * 5000, "f.jsonl, line 2: a number that is .*long"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace("a", "\\udc80", 1), "f.jsonl, line 2: half of a surrogate pair"),
+    ("arena", "f.jsonl", "", "f.jsonl is empty"),
+    ("arena", "f.jsonl", " \n", "f.jsonl is empty"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace("tie", "c"), "line 2: the winner 'c'"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace("tie", "c\\n" * 9999), r"line 2: the winner 'c\\nc"),
+    ("arena", "f.jsonl", VOTE.replace("model_b", "model"), "line 1: the field 'model_b'"),
+    ("arena", "f.jsonl", VOTE.replace('"b"', "7"), "line 1: the field 'model_b'"),
+    ("arena", "f.jsonl", VOTE.replace('"b"', '"a"').replace('"a"', f'"{"a" * 999}"'), "itself"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace('"b"', '"c"').replace('"a"', '"d"'), "f.jsonl: .*groups of models"),
+    ("arena", "f.jsonl", "".join(VOTE.replace('a"', f'{i}"') for i in range(99)).replace('"b"', '"c"'), "model_a"),
+    ("arena", "f.jsonl", "[1]", "f.jsonl, line 1: not an object"),
+    ("arena", "f.json", "{}", "f.json: not a list"),
+    ("arena", "f.json", "[\n1 2]", "f.json, line 2: not JSON"),
+    ("arena", "f.csv", "model_a,model_b\na,b\n", "f.csv, line 2: the field 'winner'"),
+    ("arena", "f.csv", 'model_a,model_b,winner\n\na,b,"tie\na,b,tie\n', "f.csv, line 3: not CSV"),
+    ("arena", "f.csv", "model_a,model_b,winner\na\0,b,tie\n", "f.csv, line 2: a NUL"),
+    ("arena", "f.csv", 'model_a,text,model_b,winner\na,"x\nx",b,tie\na,x,b,none\n', "f.csv, line 4: the winner"),
+    ("arena", "f.csv", b"model_a,model_b,winner\na,\xff,tie\n", "f.csv is not UTF-8 text: byte 25 is 0xff, in line 2"),
+    ("arena", "f.jsonl.gz", b"x" * 100, "f.jsonl.gz is not packed by gzip"),
+    ("arena", "f.jsonl.gz", gzip.compress(VOTE.encode(), mtime=0)[:-9], "f.jsonl.gz is not packed by gzip"),
+    ("arc", "f.json", '{"train": [], "test": []}', "f.json, task 'f': not an ARC task: no train pairs"),
+    ("arc", "f.json", f'{{"train": [{GRIDS}]}}', "not an ARC task: no test pairs"),
+    ("arc", "f.json", f'{{"train": [{GRIDS.replace("2", "10")}], "test": [{GRIDS}]}}', "train pair 1 .*output"),
+    ("arc", "f.json", f'{{"train": [{GRIDS}], "test": [{GRIDS.replace("2", "NaN")}]}}', "f.json: a number that is NaN"),
+    (
+        "arc",
+        "f.json",
+        f'{{"t": {{"train": [{GRIDS}], "test": [{{"input": [[1]]}}]}}}}',
+        "'t': .*test pair 1 .*output",
+    ),
+    ("arc", "f.json", f'{{"train": [{GRIDS}, {{"output": [[1]]}}], "test": [{GRIDS}]}}', "train pair 2 .*input"),
+    ("arc", "f.json", "[]", "not ARC tasks"),
+    ("arc", "f.json", "{}", "no ARC tasks"),
+    ("arc", "f.json", "[" * 100_000, "f.json: .*nested too deeply"),
+    ("hle", "f.jsonl", '{"question": "q", "answer": "a", "answer_type": "essay"}', "line 1: the field 'answer_type'"),
+    ("hle", "f.jsonl", HLE + HLE.replace("}", ', "image": NaN}'), "line 2: a number that is NaN"),
+    ("hle", "f.jsonl", HLE + HLE.replace('"q"', '"\\ud800"'), "line 2: half of a surrogate pair"),
+    ("hle", "f.jsonl", HLE.replace("}", ', "image": "x"}'), "f.jsonl: every question has an image"),
+    ("humaneval", "f.jsonl", '{"task_id": "a", "prompt": 3}', "line 1: the field 'prompt'"),
+    ("humaneval", "f.jsonl", "{" * 100_000, "line 1: not JSON"),
+    ("choice", "f.jsonl", CHOICE + CHOICE.replace("0", '"E"'), "line 2: not a question"),
+    ("choice", "f.jsonl", CHOICE.replace("0", "2"), "line 1: not a question"),
+    ("choice", "f.jsonl", CHOICE.replace("0", "Infinity"), "line 1: a number that is .*infinite"),
+    ("choice", "f.jsonl", CHOICE.replace('["a", "b"]', '{"text": "ab", "label": "ab"}'), "line 1: not a question"),
+    ("text", "f.txt", "", "f.txt is empty"),
+    ("text", "f.txt", b"a\n\xc3", "f.txt is not UTF-8 text: byte 2 is 0xc3, in line 2"),
+    ("text", "f.txt.gz", gzip.compress(b"The river" * 99, mtime=0)[:30], "f.txt.gz is not packed .* cut off"),
+]
+
+
+@pytest.mark.parametrize("task, name, content, said", BROKEN)
+def test_bad_input_is_one_sentence(task, name, content, said, folder, tmp_path, capsys):
+    path, out = tmp_path / name, tmp_path / "out.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=said) as error:
+        evals.main(["--load", folder, "--task", task, "--file", str(path), "--out", str(out)])
+    assert str(path) in str(error.value) and len(str(error.value)) < 200 + len(str(path))
+    assert str(error.value).isprintable() and not capsys.readouterr().out and not out.exists()
+
+
+def test_solutions_that_do_not_fit_name_both_files(tmp_path):
+    tasks, solutions = tmp_path / "x_challenges.json", tmp_path / "x_solutions.json"
+    tasks.write_text(f'{{"t": {{"train": [{GRIDS}], "test": [{{"input": [[1]]}}]}}}}')
+    for content in "{}", "[]", '{"t": []}', '{"t": [[[1]], [[1]]]}', '{"t": 1}':
+        solutions.write_text(content)
+        with pytest.raises(ValueError, match="x_solutions.json: not a grid for each test input of .*x_challenges.json"):
+            evals.read_arc(str(tasks))
+    solutions.write_text('{"t": [7]}')
+    with pytest.raises(ValueError, match="task 't': not an ARC task: test pair 1 has no grid as its output"):
+        evals.read_arc(str(tasks))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="folder: no ARC tasks"):
+        evals.read_arc(str(folder))
+    (folder / "bad.json").write_text("[]")
+    with pytest.raises(ValueError, match="bad.json: not an ARC task"):
+        evals.read_arc(str(folder))
+
+
+def test_a_model_s_name_cannot_break_the_table(tmp_path, capsys):
+    (tmp_path / "f.jsonl").write_text(VOTE.replace('"b"', r'"b\n\u001b[2J"'))
+    evals.main(["--task", "arena", "--file", str(tmp_path / "f.jsonl")])
+    shown = capsys.readouterr().out
+    assert r"b\n\x1b[2J" in shown and all(line.isprintable() for line in shown.split("\n"))
+
+
+@pytest.mark.parametrize("task", evals.TASKS)
+def test_a_broken_file_is_one_line_on_standard_error(task, folder, tmp_path):
+    """And nothing else: no table, no traceback, and exit status 1; the same for a folder, which ARC's tasks may be."""
+    (tmp_path / "broken.json").write_bytes(b"[" * 100_000 + b"\xff")
+    for path in tmp_path / "broken.json", tmp_path:
+        ended = run("--load", folder, "--task", task, "--file", path)
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1), ended.stderr[:2000]
+        assert ended.stderr.startswith(f"error: {path}") and len(ended.stderr) < 300
 
 
 def test_the_command_line_ends_without_a_traceback(tmp_path):

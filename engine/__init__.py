@@ -1,0 +1,1 @@
+"""What makes the ideas fast and safe. Nothing in here imports an idea: what is needed of one is handed over."""
