@@ -103,8 +103,8 @@ class Assistant:
             np.random.default_rng(seed),
             parallel_map,
         )
-        sides = data.split_questions()
-        self.training, self.held_out = ([side[i] for i in self.rng.permutation(len(side))] for side in sides)
+        training, _, test = data.split_questions()
+        self.training, self.held_out = ([part[i] for i in self.rng.permutation(len(part))] for part in (training, test))
 
     def prompts(self, questions):
         return [chat.prompt(self.tokenizer, data.as_conversation(name, "")[:1]) for name, _, _ in questions]

@@ -114,12 +114,14 @@ class Config:
                 raise ValueError(f"{name} has {len(per_layer)} entries for {layers} layers")
         unknown = set(self.layer_types or ()) - {"full_attention", "sliding_attention", *SPARSE}
         if unknown:
-            raise ValueError(f"config.json asks for layer_types = {min(unknown)!r}, which is not here")
+            raise ValueError(f"config.json asks for layer_types = {min(unknown)!r:.40}, which is not here")
         try:
             for layer in range(layers):
                 self.pattern(layer)
+            if not all(type(size) is int and size <= 2**20 for size in (self.sparse_attention or {}).values()):
+                raise TypeError
         except TypeError:
-            raise ValueError(f"no pattern has sparse_attention = {self.sparse_attention!r}") from None
+            raise ValueError(f"no pattern has sparse_attention = {self.sparse_attention!r:.40}") from None
         if any(map(self.has_experts, range(layers))):
             groups, used = self.n_group or 1, self.topk_group or 1
             in_group, left = divmod(self.experts, groups)

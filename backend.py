@@ -5,6 +5,7 @@ Set the environment variable BACKEND to `numpy` or `cupy` to choose by hand.
 
 import os
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -66,14 +67,47 @@ def thread_pool(threads):
     """Threads for pieces of work that do not depend on each other; the matrix products inside keep to the thread
     they are in. NumPy releases the interpreter's lock while it computes, and whole pieces on separate cores wait for
     each other far less often than the halves of every single matrix product do.
+
+    Yields a Pool. Ctrl-C does not wait for the pieces that are being computed; any other end does.
     """
     from threadpoolctl import ThreadpoolController
 
     global _blas
     _blas = _blas or ThreadpoolController()
     begin = lambda: setattr(_worker, "busy", True)
-    with _blas.limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads, initializer=begin) as pool:
-        yield pool
+    executor, wait = ThreadPoolExecutor(threads, initializer=begin), True
+    with _blas.limit(limits=1, user_api="blas"):
+        try:
+            yield Pool(executor, threads)
+        except KeyboardInterrupt:
+            wait = False
+            raise
+        finally:
+            executor.shutdown(wait, cancel_futures=True)
+
+
+class Pool:
+    """The threads of a ThreadPoolExecutor, with a `map` for results as large as a model."""
+
+    def __init__(self, executor, threads):
+        self.executor, self.threads = executor, threads
+
+    def map(self, function, *iterables):
+        """The built-in `map`, ahead of whoever iterates: results come in order, and at most threads + 1 of them are
+        being computed or wait to be taken. Nothing runs before the first is asked for; an exception, or an end of
+        the asking, cancels what has not begun.
+        """
+        ahead = deque()
+        try:
+            for job in zip(*iterables):
+                ahead.append(self.executor.submit(function, *job))
+                if len(ahead) > self.threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def in_parallel(function, pieces):

@@ -251,9 +251,14 @@ BLOCK = 1 << 13
 LIMITS = 0x7F, 0xFFFF, sys.maxunicode
 
 
+def shown(text):
+    """The beginning of what a file says, as it can stand in a sentence."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in str(text)[:80])
+
+
 def refuse(condition, what):
     if condition:
-        raise ValueError(f"tokenizer.json asks for {what}, which bpe.py does not have")
+        raise ValueError(f"tokenizer.json asks for {shown(what)}, which bpe.py does not have")
 
 
 @lru_cache
@@ -314,8 +319,8 @@ def splitter(pattern):
         source = to_python(pattern, limit)
         try:
             return re.compile(source).findall if pattern in COVERING else re.compile(f"({source})").split
-        except re.error as error:
-            raise ValueError(f"the split pattern {pattern!r} cannot be read by Python: {error}") from None
+        except (re.error, OverflowError) as error:
+            raise ValueError(f"the split pattern {shown(pattern)} cannot be read by Python: {error}") from None
 
     def split(text):
         limit = LIMITS[0] if text.isascii() else LIMITS[2 if re.search("[\U00010000-\U0010ffff]", text) else 1]
@@ -328,6 +333,7 @@ def splitter(pattern):
 def sequence(spec, key):
     """The parts of a component of tokenizer.json: none, itself, or those of a Sequence, which it holds under `key`."""
     if spec and spec["type"] == "Sequence":
+        refuse(spec.get(key) is None, f"a Sequence without {key}")
         return [part for inner in spec[key] for part in sequence(inner, key)]
     return [spec] if spec else []
 
@@ -340,11 +346,12 @@ def pre_tokenizer(spec):
             steps.append(lambda text: [text if text[0] == " " else " " + text])
         pattern = PATTERNS["gpt2"] if spec.get("use_regex", True) else None
     elif kind == "Digits":
-        pattern = DIGITS[spec.get("individual_digits", False)]
+        pattern = DIGITS[bool(spec.get("individual_digits"))]
     elif kind == "Split":
-        refuse(spec["behavior"] != "Isolated", f"a Split with the behaviour {spec['behavior']}")
-        ((form, pattern),) = spec["pattern"].items()
-        pattern = {"Regex": pattern, "String": re.escape(pattern)}[form]
+        refuse(spec.get("behavior") != "Isolated", f"a Split with the behaviour {spec.get('behavior')}")
+        regex, string = map((spec.get("pattern") or {}).get, ("Regex", "String"))
+        refuse((regex is None) == (string is None), "a Split without a pattern")
+        pattern = re.escape(string) if regex is None else regex
     else:
         refuse(True, f"the pre-tokenizer {kind}")
     return steps if pattern is None else [*steps, splitter(pattern)], pattern
@@ -422,6 +429,9 @@ _others = [byte for byte in range(256) if byte not in _printable]
 BYTE_CHARS = [chr(256 + _others.index(byte)) if byte in _others else chr(byte) for byte in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 
+# halves of surrogate pairs, which JSON can hold; those in which Python keeps a byte that is not UTF-8 are left out
+HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
 REFUSED = """truncation padding dropout continuing_subword_prefix end_of_word_suffix byte_fallback fuse_unk
     single_word lstrip rstrip""".split()
 
@@ -437,7 +447,6 @@ class Tokenizer:
     def __init__(self, config):
         self.config = config
         model, added = config["model"], [t for t in config.get("added_tokens") or [] if t["content"]]
-        refuse(model.get("type", "BPE") != "BPE", f"the model {model.get('type')}")
         for part in model, config, *added:
             for option in REFUSED:
                 refuse(part.get(option), option)
@@ -456,12 +465,21 @@ class Tokenizer:
             i: bytes(map(CHAR_BYTES.get, token)) if CHAR_BYTES.keys() >= set(token) else token.encode()
             for token, i in vocab.items()
         }
-        if not all(isinstance(i, int) and 0 <= i < 1 << 24 for i in spelled):
-            raise ValueError("tokenizer.json has an id that is not an integer from 0 to 2**24")
+        if not spelled or not 0 <= min(spelled) <= max(spelled) < 1 << 24:
+            raise ValueError("tokenizer.json has no tokens, or ids that are not from 0 to 2**24")
         self.vocab_size = 1 + max(spelled)
+        if not all(0 <= i < self.vocab_size for i in self.bos + self.eos):
+            raise ValueError("tokenizer.json puts an id before or after a text that is no token")
         self.token_bytes = [spelled.get(i, b"") for i in range(self.vocab_size)]
 
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        for merge in merges:
+            if (
+                not isinstance(merge, list)
+                or [*map(type, merge)] != [str, str]
+                or not vocab.keys() >= {*merge, "".join(merge)}
+            ):
+                raise ValueError(f"tokenizer.json has a merge that is not of two tokens into a third, {shown(merge)}")
         self._results = [vocab[left + right] for left, right in merges]
         forged = set(self.special.values())  # no merge may make a special token out of text
         self._ranks = {
@@ -503,8 +521,8 @@ class Tokenizer:
     def encode(self, text, allow_special=False):
         """The ids of a text, as `tokenizers` gives them with add_special_tokens=False.
 
-        text: str, or bytes that need not be UTF-8. The text of a special token gives its id only where
-        `allow_special`; else it is text like any other.
+        text: str, or bytes that need not be UTF-8; the half of a surrogate pair, which is no character, is encoded as
+        U+FFFD. The text of a special token gives its id only where `allow_special`; else it is text like any other.
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
@@ -590,7 +608,7 @@ class Tokenizer:
         yield text[start:]
 
     def _encode_word(self, word):
-        data = word.encode("utf-8", "surrogateescape")
+        data = HALVES.sub("\ufffd", word).encode("utf-8", "surrogateescape")
         if data in self._whole:
             return [self._whole[data]]
         ids = [*map(self._byte_ids.__getitem__, data)]
@@ -605,11 +623,13 @@ def template(post_processor):
     for part in sequence(post_processor, "processors"):
         refuse(part["type"] not in ("ByteLevel", "TemplateProcessing"), f"the post-processor {part['type']}")
         side = bos
-        for item in part.get("single", ()):
-            if "Sequence" in item:
-                side = eos
+        tokens = part.get("special_tokens") or {}
+        for item in part.get("single") or ():
+            if token := item.get("SpecialToken"):
+                refuse(token["id"] not in tokens, f"the special token {token['id']}")
+                side += tokens[token["id"]]["ids"]
             else:
-                side += part["special_tokens"][item["SpecialToken"]["id"]]["ids"]
+                side = eos
     return bos, eos
 
 
@@ -620,13 +640,55 @@ def write_json(path, content):
     os.replace(part, path)
 
 
+# What bpe.py reads of a tokenizer.json. A type; [shape]: a list of such; {str: shape}: an object of such, by any names;
+# {name: shape}: an object with these names, of which those with a question mark may be missing or null.
+PART = {"type": str, "behavior?": str, "pattern?": {"Regex?": str, "String?": str}}
+PART |= {"single?": [{"SpecialToken?": {"id": str}}], "special_tokens?": {str: {"ids": [int]}}}
+PART |= {f"{parts}?": [PART] for parts in ("normalizers", "pretokenizers", "processors", "decoders")}
+SHAPE = {f"{part}?": PART for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder")} | {
+    "added_tokens?": [{"content": str, "id": int}],
+    "model": {"vocab": {str: int}, "merges": list, "unk_token?": str},
+}
+KINDS = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
+
+
+def check(value, shape, *place):
+    """ValueError, with the place, where a value out of a JSON file does not have the shape, written as above."""
+    kind = shape if isinstance(shape, type) else type(shape)
+    if type(value) is not kind:
+        raise ValueError(f"{shown(' > '.join(map(str, place)) or 'the whole')} must be {KINDS[kind]}")
+    if isinstance(shape, list):
+        for i, item in enumerate(value):
+            check(item, shape[0], *place, i)
+    elif isinstance(shape, dict) and str in shape:
+        for name, item in value.items():
+            check(item, shape[str], *place, name)
+    elif isinstance(shape, dict):
+        for name, inner in shape.items():
+            name, optional = name.removesuffix("?"), name.endswith("?")
+            if not optional or value.get(name) is not None:
+                check(value.get(name), inner, *place, name)
+
+
 def load(path):
     """The Tokenizer of a tokenizer.json. ValueError for a file that is not one, or asks for what bpe.py lacks."""
     try:
         with open(path, encoding="utf-8") as file:
-            return Tokenizer(json.load(file))
-    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a tokenizer.json that can be read: {error!r}") from None
+            text = file.read()
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not JSON") from None
+    try:
+        check(config, {"model": {"type?": str}})
+        refuse(config["model"].get("type", "BPE") != "BPE", f"the model {config['model'].get('type')}")
+        check(config, SHAPE)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # halves of surrogate pairs: do they make whole ones?
+            json.dumps(config, ensure_ascii=False).encode()
+        return Tokenizer(config)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} has half of a surrogate pair, which is no character") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -646,6 +708,7 @@ SENTENCES = (
 
 
 def demo():
+    """Each tokenizer on words that its training text lacks, and what a larger vocabulary buys."""
     from pydoc_data.topics import topics
 
     import matplotlib.pyplot as plt
@@ -688,4 +751,6 @@ def demo():
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

@@ -8,7 +8,7 @@ A conversation is one text, in which special tokens say who speaks and where a t
     Copy data from src to dst.<|im_end|>
 
 To fine-tune a model into an assistant is to train it on such texts as ever, but with a loss on what the assistant says
-only (Touvron et al. 2023b, section 3.1): it learns to answer and not to ask, and from the token that ends a turn it
+only (Touvron et al. 2023, section 3.1): it learns to answer and not to ask, and from the token that ends a turn it
 learns to stop. To talk to it is to let it continue behind "assistant". What a user types is encoded as plain text, in
 which the name of a special token is just letters, so that nobody can end their turn and go on as somebody else.
 """
@@ -155,4 +155,6 @@ def demo():
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

@@ -12,6 +12,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+import reprlib
 from contextlib import suppress
 
 import numpy as np
@@ -55,7 +57,9 @@ def _mapped(path):
     arrays, expected = {}, 0
     for name, kind, shape, *offsets in entries:
         if not isinstance(kind, str) or kind not in DTYPES:
-            raise ValueError(f"{path}: {name} is stored as {kind}, which is not one of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{path}: {shown(name)} is stored as {shown(kind)}, which is not one of {', '.join(DTYPES)}"
+            )
         dtype = np.dtype(DTYPES[kind])
         whole = (
             len(offsets) == 2 and len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**60 for n in (*shape, *offsets))
@@ -65,7 +69,7 @@ def _mapped(path):
             or offsets != [expected, expected + dtype.itemsize * math.prod(shape)]
             or start + offsets[1] > size
         ):
-            raise ValueError(f"{path} is truncated or damaged at {name}")
+            raise ValueError(f"{path} is truncated or damaged at {shown(name)}")
         begin, expected = offsets
         empty = begin == expected  # which cannot be mapped
         array = np.zeros(shape, dtype) if empty else np.memmap(path, dtype, "c", start + begin, shape).view(np.ndarray)
@@ -108,21 +112,17 @@ def load(folder, dtype=np.float32, mapped=None):
     text is up to a quarter slower; None: if they would take more than a quarter of the memory there is.
     Raises ValueError or OSError, with one sentence, where something is missing, damaged or does not fit.
     """
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is not a folder with a checkpoint")
-    published = read_json(os.path.join(folder, "config.json"))
-    generation = os.path.join(folder, "generation_config.json")  # knows all the tokens that end an answer
-    if os.path.exists(generation):
-        published["eos_token_id"] = read_json(generation).get("eos_token_id", published.get("eos_token_id"))
-    config = config_from_json(published)
+    config, published = read_config(folder)
     stored = _mapped_shards(folder)
     scales = {name.removesuffix("_scale_inv"): stored.pop(name) for name in list(stored) if name.endswith("_scale_inv")}
     if scales and not _is_block_fp8(published.get("quantization_config")):
-        raise ValueError(f"{folder} has scales for {min(scales)}, and config.json has no quantization_config for them")
+        raise ValueError(
+            f"{folder} has scales for {shown(min(scales))}, and config.json has no quantization_config for them"
+        )
 
     for name, (_, kind) in stored.items():
         if kind == "F8_E4M3" and name not in scales:
-            raise ValueError(f"{folder} has {name} in 8-bit floats without a scale")
+            raise ValueError(f"{folder} has {shown(name)} in 8-bit floats without a scale")
 
     mtp_layer = f"model.layers.{config.num_hidden_layers}."  # see model.multi_token_prediction
     has_mtp = f"{mtp_layer}eh_proj.weight" in stored  # which is often left out, whatever config.json says
@@ -140,7 +140,7 @@ def load(folder, dtype=np.float32, mapped=None):
     unknown = {name for name, (array, _) in stored.items() if array.size} - set(wanted)
     unknown -= {"lm_head.weight"}  # a tied head is sometimes stored a second time
     if unknown:
-        raise ValueError(f"{folder} has a weight {min(unknown)}, which this model does not have")
+        raise ValueError(f"{folder} has a weight {shown(min(unknown))}, which this model does not have")
 
     # Generating a token takes as long as reading all weights. In memory they lie in one large array, whose memory
     # pages are large too, and along the longer side of each matrix (a fifth to a third faster for SmolLM2).
@@ -167,6 +167,41 @@ def load(folder, dtype=np.float32, mapped=None):
     return params, config
 
 
+def read_config(folder):
+    """The Config of a folder, and what its config.json holds. ValueError or OSError as of `load`."""
+    path = os.path.join(existing(folder), "config.json")
+    published = read_json(path)
+    try:
+        config = config_from_json(published)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    generation = os.path.join(folder, "generation_config.json")  # knows all the tokens that end an answer
+    if os.path.exists(generation):
+        ends = read_json(generation).get("eos_token_id", config.eos_token_id)
+        config = dataclasses.replace(config, eos_token_id=_checked(FIELDS["eos_token_id"], ends, generation))
+    return config, published
+
+
+def existing(folder):
+    """The folder. ValueError where there is none; if it has the name of a published model, with how to download it."""
+    if os.path.isdir(folder):
+        return folder
+    owner, name = os.path.split(folder)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) or os.path.isdir(owner):
+        raise ValueError(f"{folder} is not a folder with a checkpoint")
+    download = f"hf download {folder} --local-dir {name}"  # of huggingface_hub
+    raise ValueError(f"there is no folder {folder}: if it is a published model, `{download}` makes a folder {name}")
+
+
+def shown(value):
+    """What a file says, cut so short that it can stand in a sentence."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxlong = 80
+    return brief.repr(value)[:80]
+
+
 def _mapped_shards(folder):
     index = os.path.join(folder, "model.safetensors.index.json")
     files = ["model.safetensors"]
@@ -177,11 +212,11 @@ def _mapped_shards(folder):
         files = sorted(set(weight_map.values()))
     stored = {}
     for file in files:
-        if os.path.basename(file) != file or file in ("", ".", "..") or not file.isprintable():
-            raise ValueError(f"{index} names a file outside its folder")
+        if os.path.basename(file) != file or file in ("", ".", "..") or not file.isprintable() or len(file) > 200:
+            raise ValueError(f"{index} names a file outside its folder, {shown(file)}")
         arrays = _mapped(os.path.join(folder, file))
         if stored.keys() & arrays.keys():
-            raise ValueError(f"{folder} has the weight {min(stored.keys() & arrays.keys())} in two files")
+            raise ValueError(f"{folder} has the weight {shown(min(stored.keys() & arrays.keys()))} in two files")
         stored |= arrays
     return stored
 
@@ -207,24 +242,24 @@ def config_from_json(published):
     kind = str(published.get("model_type"))
     kind = ALIASES.get(kind, kind)
     if kind not in FAMILIES:
-        raise ValueError(f"model_type {kind!r} is not one of {', '.join([*FAMILIES, *ALIASES])}")
+        raise ValueError(f"model_type {shown(kind)} is not one of {', '.join([*FAMILIES, *ALIASES])}")
     _, defaults, newer_names = FAMILIES[kind]
     published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
     if not published.get("use_sliding_window", True):
         published["sliding_window"] = None
     rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"config.json cannot have rope_parameters = {rope!r}")
+        raise ValueError(f"config.json cannot have rope_parameters = {shown(rope)}")
     plain = (rope.get("rope_type") or rope.get("type") or "default") == "default"
     published |= {"rope_scaling": None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}}
     published |= {k: v for k, v in rope.items() if k == "rope_theta"}
 
     published |= {name: False for name in ("norm_topk_prob", "rope_interleave") if published.get(name, True) is None}
-    fields = {field.name: _checked(field, published.get(field.name)) for field in dataclasses.fields(Config)}
+    fields = {field.name: _checked(field, published.get(field.name)) for field in FIELDS.values()}
     fields = {name: value for name, value in fields.items() if value is not None}
     for name in OWN - defaults.keys():
         if fields.pop(name, None):
-            raise ValueError(f"config.json asks for {name} = {published[name]!r}, which a {kind} does not have")
+            raise ValueError(f"config.json asks for {name} = {shown(published[name])}, which a {kind} does not have")
     missing = [name for name in REQUIRED if not fields.get(name)]
     if missing:
         raise ValueError(f"config.json gives no {', '.join(missing)}")
@@ -236,7 +271,7 @@ def config_from_json(published):
     if kind == "smollm3" and "no_rope_layers" not in fields:
         every = published.get("no_rope_layer_interval") or 4
         if type(every) is not int or every < 1:
-            raise ValueError(f"config.json cannot have no_rope_layer_interval = {every!r}")
+            raise ValueError(f"config.json cannot have no_rope_layer_interval = {shown(every)}")
         fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
     if kind == "qwen3_moe" and published.get("use_sliding_window"):
         fields["layer_types"] = ("sliding_attention",) * layers
@@ -248,7 +283,7 @@ def config_from_json(published):
     return config
 
 
-def _checked(field, value):
+def _checked(field, value, file="config.json"):
     """The value of a field, with lists as tuples; ValueError where it is of another type or no size."""
     value = tuple(value) if isinstance(value, list) else value
     if field.type in (float, float | None) and type(value) is int:
@@ -258,9 +293,13 @@ def _checked(field, value):
     if type(value) in (int, float):
         fits = fits and 0 <= value < MOST.get(field.name, 2**31)  # which no NaN is
     if type(value) is tuple:
-        fits = fits and len(value) <= MOST["num_hidden_layers"] and all(type(x) in (int, str) for x in value)
+        fits = (
+            fits
+            and len(value) <= MOST["num_hidden_layers"]
+            and all(type(x) is (str if field.name == "layer_types" else int) for x in value)
+        )
     if not fits:
-        raise ValueError(f"config.json cannot have {field.name} = {str(value)[:50]}")
+        raise ValueError(f"{file} cannot have {field.name} = {shown(value)}")
     return value
 
 
@@ -283,7 +322,7 @@ def _refuse_what_is_not_here(config, published, rope):
     }
     for name, wanted in lacking.items():
         if wanted:
-            raise ValueError(f"config.json asks for {name} = {str(published.get(name))[:200]}, which is not here")
+            raise ValueError(f"config.json asks for {name} = {shown(published.get(name))}, which is not here")
 
 
 def _is_block_fp8(quantization):
@@ -313,6 +352,8 @@ def config_to_json(config):
         published |= {"use_sliding_window": any(windows), "pad_token_id": None}
     if config.kv_lora_rank is not None:  # as the low rank of the queries has, where there is none
         published["q_lora_rank"] = config.q_lora_rank
+    if config.model_type == "deepseek_v3":  # how its router scores and chooses, by the names that llama.cpp looks for
+        published |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     return published
 
 
@@ -387,28 +428,43 @@ FAMILIES = {
     ),
 }
 ALIASES = {"kimi_k2": "deepseek_v3"}  # Kimi K2 is DeepSeek V3 with other numbers, and transformers knows it as such
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 OWN = set().union(*(defaults for _, defaults, _ in FAMILIES.values())) & {  # what a family does not have, if not here
-    field.name for field in dataclasses.fields(Config) if field.default is None
+    name for name, field in FIELDS.items() if field.default is None
 } - {"sliding_window", "bos_token_id", "eos_token_id"}
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
 REQUIRED += ["max_position_embeddings"]
 MOST = {"num_hidden_layers": 10_000, "num_experts": 100_000, "n_routed_experts": 100_000}  # what no file can ask for
 
 
-def save(folder, params, config):
-    """Writes config.json and model.safetensors, which transformers loads too; each replaces its forerunner whole."""
+def save(folder, params, config, notes=None):
+    """Writes config.json and model.safetensors, which transformers loads too; each replaces its forerunner whole.
+
+    notes: {name: text} to stand in the header of model.safetensors, see `metadata`.
+    """
     from safetensors.numpy import save_file
 
     os.makedirs(folder, exist_ok=True)
     arrays = {name: np.ascontiguousarray(to_numpy(value)) for name, value in params.items()}
     weights = os.path.join(folder, "model.safetensors")
-    replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"}))
+    replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"} | (notes or {})))
     with suppress(FileNotFoundError):  # of the shards of a forerunner, which would be read instead
         os.remove(os.path.join(folder, "model.safetensors.index.json"))
     replace(
         os.path.join(folder, "config.json"),
         lambda path: write_text(path, json.dumps(config_to_json(config), indent=2) + "\n"),
     )
+
+
+def metadata(path):
+    """The texts in the header of a safetensors file, {name: text}. ValueError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        raise ValueError(f"{path} is damaged") from None
 
 
 def read_json(path):
@@ -425,9 +481,22 @@ def write_text(path, text):
 
 
 def replace(path, write):
-    """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one."""
+    """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one.
+
+    OSError where it cannot be written, such as for want of space; the old file is still there then.
+    """
+    from safetensors import SafetensorError
+
     temporary = f"{path}.new"
-    write(temporary)
-    with open(temporary, "r+b") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # safetensors lets nobody else read its files
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -40,6 +40,7 @@ import model
 import policy
 import rlhf
 from backend import cores, thread_pool, xp
+from engine import cli
 from evals import proportion
 from optim import Optimizer, clip, warm_up_and_decay
 from train import keep_freed_memory
@@ -503,7 +504,7 @@ def zero_shot(folder, question, max_new_tokens=300):
 
 
 def main(argv=None):
-    parser = model.Parser(description="Chain of thought: train small models to reason, or prompt a published one.")
+    parser = cli.Parser(description="Chain of thought: train small models to reason, or prompt a published one.")
     parser.add_argument("--out", metavar="DIR", default="runs/cot", help="folder of models and summary.json (runs/cot)")
     parser.add_argument("--minutes", type=float, default=7.0, metavar="N", help="for all of it, about (7)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
@@ -522,4 +523,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)

@@ -5,7 +5,8 @@ of its library. They are also questions with answers, as a docstring's first sen
 
     What does shutil.copyfile do?    Copy data from src to dst in the most efficient way possible.
 
-A tenth of the modules is held out of both, so that a model is tested on what it has never read.
+Whatever is learned from comes in three parts: one to train on; one for validation, by which the best step and every
+setting are chosen; and one for the test, which chooses nothing and is read once, at the end.
 """
 
 import ast
@@ -62,22 +63,42 @@ def python_documentation():
 
 
 def split(documents):
-    """Names to train on and names held out, a tenth, always the same: two lists."""
+    """The names of documents to train on, to validate on and to test on, always the same: three lists. A tenth is for
+    the test and a twentieth for validation.
+    """
     names = list(documents)
     np.random.default_rng(0).shuffle(names)
-    return names[len(names) // 10 :], names[: len(names) // 10]
+    test, validation = len(names) // 10, len(names) // 20
+    return names[test + validation :], names[test : test + validation], names[:test]
+
+
+def unread(texts, known):
+    """The texts without the paragraphs that also stand in the known texts: pages of the language reference share whole
+    sections, and modules copy docstrings from each other.
+    """
+    paragraphs = lambda text: [paragraph.strip() for paragraph in text.split("\n\n")]
+    seen = {paragraph for text in known for paragraph in paragraphs(text)}
+    kept = ("\n\n".join(p for p in text.split("\n\n") if p.strip() not in seen) for text in texts)
+    return [text for text in kept if text]
 
 
 def texts(paths):
-    """Texts to train on and texts to validate on: two lists of strings.
+    """Texts to train on, to validate on and to test on: three lists of strings.
 
-    Files: the first 90 % of each and the rest. No file: every tenth of Python's documents is held out.
+    Files: the last tenth of each is for the test, and a twentieth of what comes before it, its end, for validation. No
+    file: Python's documents, of which what is held out has no paragraph of what is trained on.
     """
-    if paths:
-        read = [read_text(path) for path in paths]
-        return [text[: len(text) * 9 // 10] for text in read], [text[len(text) * 9 // 10 :] for text in read]
-    documents = python_documentation()
-    return tuple([documents[name] for name in names] for names in split(documents))
+    if not paths:
+        documents = python_documentation()
+        training, validation, test = ([documents[name] for name in names] for names in split(documents))
+        return training, unread(validation, training), unread(test, training + validation)
+    parts = [], [], []
+    for text in map(read_text, paths):
+        test = len(text) * 9 // 10
+        validation = test * 19 // 20
+        for part, piece in zip(parts, (text[:validation], text[validation:test], text[test:])):
+            part.append(piece)
+    return parts
 
 
 # -------------------------------------------------------------------------------------- conversations
@@ -100,13 +121,14 @@ def questions():
 
 
 def split_questions():
-    """Questions to train on and questions held out, [(name, answer, docstring)] each: those of the modules whose text
-    is, without the few whose docstring stands in both.
+    """Questions to train on, to validate on and to test on, [(name, answer, docstring)] each: those of the same modules
+    as the texts, without the few whose docstring stands in an earlier part too.
     """
-    asked = questions()
-    training, held_out = ([q for m in side for q in asked.get(m, [])] for side in split(python_documentation()))
-    known = {docstring for _, _, docstring in training}
-    return training, [question for question in held_out if question[2] not in known]
+    asked, parts, known = questions(), [], set()
+    for names in split(python_documentation()):
+        parts.append([question for name in names for question in asked.get(name, []) if question[2] not in known])
+        known |= {docstring for _, _, docstring in parts[-1]}
+    return parts
 
 
 def as_conversation(name, answer):
@@ -134,13 +156,15 @@ def read_conversations(path):
 
 
 def conversations(paths):
-    """Conversations to train on and to validate on: two lists. Files: every tenth conversation is held out. No file:
-    questions about Python's library, those of every tenth module held out.
+    """Conversations to train on, to validate on and to test on: three lists. Files: every tenth conversation is for
+    the test, and every tenth for validation. No file: questions about Python's library.
+    ValueError for fewer than three.
     """
-    if paths:
-        read = [conversation for path in paths for conversation in read_conversations(path)]
-        every = min(10, len(read))
-        if every < 2:
-            raise ValueError("one conversation cannot be both learned and held out: there must be two at least")
-        return [x for i, x in enumerate(read, 1) if i % every], read[every - 1 :: every]
-    return tuple([as_conversation(name, answer) for name, answer, _ in side] for side in split_questions())
+    if not paths:
+        return [[as_conversation(name, answer) for name, answer, _ in part] for part in split_questions()]
+    read = [conversation for path in paths for conversation in read_conversations(path)]
+    if len(read) < 3:
+        raise ValueError("to train, to validate and to test takes three conversations at least")
+    every = min(10, len(read))
+    training = [conversation for i, conversation in enumerate(read) if i % every < every - 2]
+    return training, read[every - 2 :: every], read[every - 1 :: every]

@@ -27,6 +27,7 @@ import unicodedata
 
 import numpy as np
 
+from engine import cli
 from engine.files import read_json, read_rows, read_text, shown
 from sandbox import run_program
 
@@ -678,9 +679,7 @@ def table(measures, unit=""):
 def main(argv=None):
     from tqdm import tqdm
 
-    import model
-
-    parser = model.Parser(description="Score a model folder, or votes, on a benchmark; without options, a demo.")
+    parser = cli.Parser(description="Score a model folder, or votes, on a benchmark; without options, a demo.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder (arena needs none)")
     parser.add_argument("--task", choices=list(TASKS))
     parser.add_argument("--file", metavar="F", help="in the benchmark's own format; a sample of ours if not given")
@@ -826,6 +825,4 @@ def figure(ratings, tasks, told, right, items, path="figures/evals.png"):
 
 
 if __name__ == "__main__":
-    import model
-
-    model.run(main)
+    cli.run(main)

@@ -87,7 +87,7 @@ def rms_norm(x, weight, eps=1e-6):
 
     def backward(dy):
         dx = dy * weight
-        # the norm of `unit` is fixed, so the gradient along `unit` cannot pass
+        # ds/dx_j = -s³ x_j / dim for s = scale, so d(unit_i)/dx_j = s (δ_ij - unit_i unit_j / dim)
         along = xp.einsum("...i,...i->...", dx, unit)[..., None] / dim
         dx -= unit * along
         dx *= scale

@@ -6,7 +6,8 @@ two thin ones, of r columns and r rows (Hu et al. 2021, section 4.1):
     W' = W + (α/r) B A        W (out, in) stays as it is;  B (out, r) and A (r, in) are learned
 
 The optimiser then keeps its state for r (in + out) numbers instead of in · out, and the sum W' is a matrix like any
-other, so a tuned model is saved and used like the one it came from.
+other, so a tuned model is saved and used like the one it came from. Here W' is computed before each forward pass, and
+its whole gradient after it: what is saved is the memory of the optimiser's state, not that of gradients.
 """
 
 import numpy as np
@@ -34,8 +35,9 @@ def init(params, rank, seed=0):
 
 
 def merge(params, alpha=16.0):
-    """W + (α/r) B A for every matrix with adapters, and whatever has none as it is. With α fixed, another rank needs no
-    other learning rate.
+    """W + (α/r) B A for every matrix with adapters, and whatever has none as it is. The division by r makes it less
+    necessary to tune the learning rate again for another rank (Hu et al. 2021, section 4.1); for large r it is too
+    strong, and √r would do (Kalajdzievski 2023).
 
     params: weights and adapters together, by name. Returns the weights and backward(dweights) -> the gradients of what
     is trained: of the adapters, or of all weights where there are no adapters.

@@ -16,7 +16,6 @@ loads as it is and gradients are a dict with the same keys.
 Shapes: tokens (batch, time), hidden states (batch, time, hidden_size), logits (batch, time, vocab_size).
 """
 
-import argparse
 import os
 import sys
 
@@ -27,18 +26,20 @@ from architectures import ARCHITECTURES, Config, describe, shapes  # noqa: F401 
 from attention import KVCache, latent_attention, self_attention
 from backend import to_numpy, xp
 from checkpoint import load, save  # noqa: F401  part of this module's interface
+from engine import cli
 from layers import embedding, linear, linear_cross_entropy, linear_log_likelihood, rms_norm, swiglu
 from moe import mixture_of_experts
 
 # -------------------------------------------------------------------------------------- forward, backward
 
 
-def block(x, weights, config, rope, observed=None, **options):
+def block(x, weights, config, rope, observed=None, real=None, **options):
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
     x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them. rope: (cos, sin), or None
-    for no positions. observed: a dict, or None, that is filled with what attention and experts observe. options:
-    cache, causal, window, pattern, padding and segments of the attention.
+    for no positions. observed: a dict, or None, that is filled with what attention and experts observe. real: (batch,
+    time) booleans, False for padding, which no expert computes, or None. options: cache, causal, window, pattern,
+    padding and segments of the attention.
     Returns ((y, aux_loss), backward): y like x; the load-balancing loss of the layer's router, 0 without one; and
     backward(dy, daux_loss=0) -> (dx, dweights).
     """
@@ -46,7 +47,7 @@ def block(x, weights, config, rope, observed=None, **options):
     attended, attention_backward = attend(normed, weights["self_attn"], config, rope, observed=observed, **options)
     middle = x + attended
     normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm"]["weight"], config.rms_norm_eps)
-    (fed, aux_loss), feed_backward = feed_forward(normed, weights["mlp"], config, observed)
+    (fed, aux_loss), feed_backward = feed_forward(normed, weights["mlp"], config, observed, real)
 
     def backward(dy, daux_loss=0.0):
         dnormed, dmlp = feed_backward(dy, daux_loss)
@@ -70,13 +71,13 @@ def attend(x, weights, config, rope, **options):
     return latent_attention(x, weights, heads, config.v_head_dim, rope, config.rope_interleave, scale, **options)
 
 
-def feed_forward(x, weights, config, observed=None):
+def feed_forward(x, weights, config, observed=None, real=None):
     """A mixture of experts, or one SwiGLU where the layer has no router. Returns and takes what `block` does."""
     if "gate.weight" in weights:
         routing = {"n_group": config.n_group or 1, "topk_group": config.topk_group or 1}
         scale = 1.0 if config.routed_scaling_factor is None else config.routed_scaling_factor
         routing |= {"normalise": config.norm_topk_prob, "scale": scale}
-        return mixture_of_experts(x, weights, config.num_experts_per_tok, observed, **routing)
+        return mixture_of_experts(x, weights, config.num_experts_per_tok, observed, real, **routing)
     y, swiglu_backward = swiglu(x, weights)
     return (y, 0.0), lambda dy, daux_loss=0.0: swiglu_backward(dy)
 
@@ -113,14 +114,17 @@ def transformer(params, config, tokens, cache=None, padding=None, observed=None,
     padding: (batch, earlier and new tokens) booleans, False where a row is filled up on its left; None = nowhere.
     observed: a dict, or None, in which observed[layer] becomes a dict of what the layer observed: "max_logits"
     of its heads and the "load" of its experts. segments: (batch, time) integers, the number of the text a token
-    belongs to, where a row holds several that must not see each other; None = one text a row.
+    belongs to, from 1 on, where a row holds several that must not see each other, and 0 for padding; None = one text a
+    row.
     Returns ((hidden, aux_loss), backward): (batch, time, hidden_size), the sum of the load-balancing losses, and
     backward(dhidden, daux_loss=0) -> grads. With a cache the activations are freed on the way, and backward is None.
     """
     start = cache[0].length if cache else 0
     time = tokens.shape[1]
     positions = xp.arange(start, start + time)  # (time,)
+    real = None if segments is None else segments > 0
     if padding is not None:  # a row's first real token is at position 0
+        real = padding[:, start:]
         positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
     table = params["model.embed_tokens.weight"]
     rope = rope_for(config, positions, table.dtype)
@@ -135,6 +139,7 @@ def transformer(params, config, tokens, cache=None, padding=None, observed=None,
             config,
             rope if config.uses_rope(i) else None,
             observed if observed is None else observed.setdefault(i, {}),
+            real,
             cache=cache[i] if cache else None,
             causal=config.causal,
             window=config.window(i),
@@ -262,7 +267,7 @@ def multi_token_prediction(params, config, tokens, hidden, observed=None, segmen
     rope = rope_for(config, xp.arange(1, tokens.shape[1]), table.dtype)
     observed = observed if observed is None else observed.setdefault(i, {})
     segments = None if segments is None else segments[:, :-1]  # what follows the last token of a text is of another
-    options = {"causal": config.causal, "segments": segments}
+    options = {"causal": config.causal, "segments": segments, "real": None if segments is None else segments > 0}
     (x, aux_loss), block_backward = block(x, weights, config, rope, observed, **options)
     mtp_hidden, norm_backward = rms_norm(x, weights["shared_head"]["norm.weight"], eps)
 
@@ -408,7 +413,7 @@ def fill(params, config, tokens, mask_id):
 def main(argv=None):
     import bpe
 
-    parser = Parser(description="Continue a text with a trained model, talk to it, or print the architectures.")
+    parser = cli.Parser(description="Continue a text with a trained model, talk to it, or print the architectures.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder")
     parser.add_argument("--prompt", metavar="TEXT", help="the text to continue, or with <mask> for each gap to fill")
     parser.add_argument("--chat", action="store_true", help="talk, a line at a time, until an empty line")
@@ -494,24 +499,5 @@ def converse(tokenizer, answer, stop, room, system=None):
         turns = [*kept, {"role": "assistant", "content": answer(ids)}]
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence too, without the list of all options."""
-
-    def error(self, message):
-        raise ValueError(message)
-
-
-def run(main):
-    """Runs a command line: what the user can mend is one sentence on standard error, and exit status 1."""
-    try:
-        main()
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -94,18 +94,18 @@ def every_expert(x, gates, experts):
 def chosen_experts(x, chosen, gates, experts):
     """The same sum over the chosen experts only.
 
-    chosen, gates: (tokens, k). experts: a list of weights of layers.swiglu.
+    chosen, gates: (tokens, k); the number len(experts) is no expert. experts: a list of weights of layers.swiglu.
     Returns y, shaped like x, and backward(dy) -> (dx, dgates, dexperts).
     """
     tokens, k = chosen.shape
     # entry j of the flat `chosen` belongs to token j // k; sorted by expert, each expert's tokens are neighbours
     order = xp.argsort(chosen.reshape(-1), kind="stable")
     rows = x[order // k]  # (tokens · k, dim)
-    ends = to_numpy(xp.cumsum(xp.bincount(chosen.reshape(-1), minlength=len(experts)))).tolist()
+    ends = to_numpy(xp.cumsum(loads(chosen, len(experts)))).tolist()
     # an expert without tokens is skipped: a single token would wait for a hundred of them
     parts = {i: slice(start, end) for i, (start, end) in enumerate(zip([0] + ends, ends)) if start < end}
 
-    sorted_outputs, backwards = xp.empty_like(rows), {}
+    sorted_outputs, backwards = xp.zeros_like(rows), {}
     for i, part in parts.items():
         sorted_outputs[part], backwards[i] = swiglu(rows[part], experts[i])
     outputs = xp.empty_like(rows)
@@ -117,7 +117,7 @@ def chosen_experts(x, chosen, gates, experts):
         dgates = xp.einsum("td,tkd->tk", dy, outputs)
         doutputs = (gates[:, :, None] * dy[:, None, :]).reshape(tokens * k, -1)[order]
         dexperts = [{name: xp.zeros_like(w) for name, w in weights.items()} for weights in experts]
-        dsorted, drows = xp.empty_like(rows), xp.empty_like(rows)
+        dsorted, drows = xp.zeros_like(rows), xp.empty_like(rows)
         for i, part in parts.items():
             dsorted[part], dexperts[i] = backwards[i](doutputs[part])
         drows[order] = dsorted
@@ -126,24 +126,33 @@ def chosen_experts(x, chosen, gates, experts):
     return y, backward
 
 
-def load_balancing_loss(p, chosen):
+def loads(chosen, experts):
+    """How many tokens each expert was sent, (experts,)."""
+    return xp.bincount(chosen.reshape(-1), minlength=experts + 1)[:experts]
+
+
+def load_balancing_loss(p, chosen, real=None):
     """The auxiliary loss experts · Σ_i f_i P_i, of each sequence, averaged over the sequences (Fedus et al. 2022,
     equations 4 to 6; by sequence: DeepSeek-AI 2024b, equations 17 to 20).
 
     f_i, the share of the choices that fell on expert i, has no gradient; P_i, the mean of p_i, has. So the loss
     pushes down the scores of each expert in proportion to its load. It is 1 where either is even. By sequence, and
     not by batch as in Switch, the loss of a batch is the mean over its parts, however it is cut into micro-batches.
+    DeepSeek's f_i counts the k largest scores (equation 18); this one counts the choice itself, bias and all.
 
-    p: (batch, time, experts); chosen: (batch, time, k). Returns the loss, a float, and backward(dloss=1) -> dp.
+    p: (batch, time, experts); chosen: (batch, time, k). real: (batch, time) booleans, False for padding, which does not
+    count, or None. Returns the loss, a float, and backward(dloss=1) -> dp.
     """
     batch, time, experts = p.shape
-    bins = chosen.reshape(batch, -1) + experts * xp.arange(batch)[:, None]  # one for each expert of each sequence
-    count = xp.bincount(bins.reshape(-1), minlength=batch * experts).reshape(batch, experts)
-    f = (count / bins.shape[1]).astype(p.dtype)
-    loss = float((f * p.mean(axis=1)).sum()) * experts / batch
+    real = xp.ones((batch, time), bool) if real is None else real
+    share = (real / xp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(p.dtype)  # of each token in its sequence
+    bins = chosen + experts * xp.arange(batch)[:, None, None]  # one for each expert of each sequence
+    weights = xp.broadcast_to(share[:, :, None] / chosen.shape[2], chosen.shape)
+    f = xp.bincount(bins.reshape(-1), weights.reshape(-1), batch * experts).reshape(batch, experts).astype(p.dtype)
+    loss = float((f * (share[:, :, None] * p).sum(axis=1)).sum()) * experts / batch
 
     def backward(dloss=1.0):
-        return xp.broadcast_to(f[:, None] * (dloss * experts / (batch * time)), p.shape)
+        return share[:, :, None] * f[:, None] * (dloss * experts / batch)
 
     return loss, backward
 
@@ -157,13 +166,14 @@ def adjust_bias(bias, load, update_speed=0.001):
     bias += update_speed * xp.sign(load.mean() - load).astype(bias.dtype)
 
 
-def mixture_of_experts(x, weights, k, observed=None, **routing):
+def mixture_of_experts(x, weights, k, observed=None, real=None, **routing):
     """The layer: route, sum over the chosen experts, and add the shared ones, which compute every token.
 
     x: (batch, time, dim). weights, by name: gate.weight (experts, dim); gate.e_score_correction_bias (experts,)
     where the router has one; experts.{i}.{gate,up,down}_proj.weight, and the same of shared_experts where there are
     some, as one SwiGLU. routing: n_group, topk_group, normalise and scale of `route`. observed: a dict, or None, in
-    which "load" is set to the number of tokens that each expert was sent, (experts,).
+    which "load" is set to the number of tokens that each expert was sent, (experts,). real: (batch, time) booleans,
+    False for padding, which is sent to no expert, or None.
     Returns ((y, aux_loss), backward): y like x; aux_loss, a float, of `load_balancing_loss`; and
     backward(dy, daux_loss=0) -> (dx, dweights).
     """
@@ -173,14 +183,16 @@ def mixture_of_experts(x, weights, k, observed=None, **routing):
     gate, shared = parts["gate"], parts.get("shared_experts")
     x = x.reshape(-1, shape[-1])
     (chosen, gates, p), route_backward = route(x, gate["weight"], k, gate.get("e_score_correction_bias"), **routing)
+    by_sequence = lambda a: a.reshape(*shape[:2], -1)
+    aux_loss, aux_backward = load_balancing_loss(by_sequence(p), by_sequence(chosen), real)
+    if real is not None:
+        chosen = xp.where(real.reshape(-1, 1), chosen, len(experts))
     y, experts_backward = chosen_experts(x, chosen, gates, experts)
     if shared:
         shared_y, shared_backward = swiglu(x, shared)
         y += shared_y
-    by_sequence = lambda a: a.reshape(*shape[:2], -1)
-    aux_loss, aux_backward = load_balancing_loss(by_sequence(p), by_sequence(chosen))
     if observed is not None:
-        observed["load"] = xp.bincount(chosen.reshape(-1), minlength=len(experts))
+        observed["load"] = loads(chosen, len(experts))
 
     def backward(dy, daux_loss=0.0):
         dy = dy.reshape(x.shape)
@@ -197,7 +209,7 @@ def mixture_of_experts(x, weights, k, observed=None, **routing):
     return (y.reshape(shape), aux_loss), backward
 
 
-def demo():
+def demo(steps=400, counts=(2, 4, 8, 16, 32)):
     """What the slide claims, in numbers: the load of the experts before and after balancing, and what a token costs."""
     import os
     import time
@@ -225,7 +237,7 @@ def demo():
         if update_speed is not None:
             weights["gate.e_score_correction_bias"] = xp.zeros(experts)
         optimizer, busiest, loads, errors = Optimizer("adamw", 0.01, weight_decay=0.0), [], [], []
-        for step in range(400):
+        for step in range(steps):
             topic = xp.searchsorted(xp.cumsum(common / common.sum()), rng.random(512)).clip(0, 15)
             x = topics[topic] + 0.3 * rng.standard_normal((512, dim))
             wanted = (x[:, None, :] @ maps[topic])[:, 0]
@@ -233,7 +245,7 @@ def demo():
             (y, _), backward = mixture_of_experts((x + offset)[None], weights, k, observed)
             error = y - wanted
             _, grads = backward(2 * error / len(x), aux_weight)
-            optimizer.step(weights, grads, 1 - step / 400)
+            optimizer.step(weights, grads, 1 - step / steps)
             if update_speed is not None:
                 adjust_bias(weights["gate.e_score_correction_bias"], observed["load"], update_speed)
             loads.append(observed["load"] / observed["load"].mean())
@@ -243,13 +255,13 @@ def demo():
 
     ways = {"nothing": {}, "auxiliary loss": {"aux_weight": 1.0}, "bias": {"update_speed": 0.01}}
     results = {way: train(**options) for way, options in ways.items()}
-    print(f"Load of {experts} experts, a token sent to {k}, after 400 steps: 1 is an even share")
+    print(f"Load of {experts} experts, a token sent to {k}, after {steps} steps: 1 is an even share")
     for way, (error, loads, _) in results.items():
         cells = " ".join(f"{float(load):5.2f}" for load in -xp.sort(-loads))
         print(f"  balanced by {way:15} {cells}   squared error {error:.2f}")
 
     print("\nTime per token, forward and backward, beside a dense layer of as many parameters")
-    dim, intermediate, tokens, counts, times = 256, 128, 2048, [2, 4, 8, 16, 32], []
+    dim, intermediate, tokens, times = 256, 128, 2048, []
     x = rng.standard_normal((1, tokens, dim)).astype(xp.float32)
 
     def expert(size):
@@ -299,4 +311,6 @@ def demo():
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

@@ -138,12 +138,13 @@ def evaluate(function, params, config, inputs, targets, parallel_map=map):
 
 def descend(part, parts, params, optimizer, schedule=1.0, parallel_map=map):
     """A step of the optimiser along the sum of the gradients part(x), dicts, for x in parts."""
-    first, *others = parallel_map(part, parts)
-    for grads in others:
+    parts = iter(parallel_map(part, parts))  # one at a time, as each is as large as the model
+    total = next(parts)
+    for grads in parts:
         for name, g in grads.items():
-            first[name] += g
-    clip(first)
-    optimizer.step(params, first, schedule, parallel_map)
+            total[name] += g
+    clip(total)
+    optimizer.step(params, total, schedule, parallel_map)
 
 
 def copied(params):
@@ -153,7 +154,7 @@ def copied(params):
 def clock(label, seconds, steps=1):
     """Yields the fraction done, 0 to 1, until both the seconds from now and the least number of steps are over.
 
-    label: of a progress bar; None for none.
+    label: of a progress bar; None for none. There is none either where standard error is no terminal.
     """
     from tqdm import tqdm
 
@@ -161,7 +162,7 @@ def clock(label, seconds, steps=1):
 
     def ticks():
         bar_format = "{desc:30}{percentage:3.0f}%|{bar}| {elapsed}"
-        with tqdm(total=1.0, desc=label, disable=label is None, bar_format=bar_format) as bar:
+        with tqdm(total=1.0, desc=label, disable=True if label is None else None, bar_format=bar_format) as bar:
             for step in itertools.count():
                 done = min((perf_counter() - began) / seconds, step / steps)
                 if done >= 1:

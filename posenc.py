@@ -10,8 +10,8 @@ in where those angles, or a trained table or a straight line in their place, ent
     multiplying q and k     rope        R(p) turns pair j of q and k by p θⱼ, so that    Su et al. 2021
                                         ⟨R(m) q, R(n) k⟩ = ⟨q, R(n-m) k⟩
     added to the scores     alibi       -slope · |distance|, one slope for each head     Press et al. 2022
-    nowhere                 none        NoPE: under a causal mask the n-th token         Haviv et al. 2022
-                                        averages over n of them, which tells it apart
+    nowhere                 none        under a causal mask the n-th token averages      Haviv et al. 2022;
+                                        over n of them, which tells it apart ("NoPE")    Kazemnejad et al. 2023
 
 The last needs no function: the model skips `rope`, as SmolLM3 does on every fourth layer.
 
@@ -86,8 +86,9 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
             high_freq_factor on, keep = 1; a straight line between (Llama 3.1, Grattafiori et al. 2024).
     yarn    "NTK-by-parts" (Peng et al. 2023, section 3.2): pairs that turned over beta_fast times have seen
             all their angles and tell neighbours apart, keep = 1; those under beta_slow turns would meet new
-            ones, keep = 0; between, a straight line in j. And since softmax flattens over more keys, q and k
-            are multiplied by √(1/t) = 0.1 ln(factor) + 1 (section 3.4).
+            ones, keep = 0; between, a straight line in j, as in the authors' code (in the paper it is straight in
+            the number of turns). And since softmax flattens over more keys, q and k are multiplied by
+            √(1/t) = 0.1 ln(factor) + 1 (section 3.4).
     """
     scaling = scaling or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -97,14 +98,14 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
     if kind == "default":
         return speed, 1.0
     if kind not in ("linear", "llama3", "yarn"):
-        raise ValueError(f"RoPE scaling {kind!r} is none of default, linear, llama3 and yarn")
+        raise ValueError(f"RoPE scaling {kind!r:.40} is none of default, linear, llama3 and yarn")
 
     def need(key, otherwise=None):
         value = otherwise if scaling.get(key) is None else scaling[key]
         if value is None:
             raise ValueError(f"RoPE scaling {kind!r} needs {key!r}")
         if type(value) not in (int, float) or not 0 < value < 1e9:
-            raise ValueError(f"RoPE scaling {kind!r} cannot have {key} = {value!r}")
+            raise ValueError(f"RoPE scaling {kind!r} cannot have {key} = {value!r:.40}")
         return value
 
     names = "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"
@@ -302,4 +303,6 @@ def _figure(path="figures/posenc.png"):
 
 
 if __name__ == "__main__":
-    demo()
+    from engine.cli import run_demo
+
+    run_demo(demo)

@@ -38,6 +38,7 @@ import model
 import train
 from annotator import LONGEST, Assistant, at_matched_length, win_rate
 from backend import cores, thread_pool, xp
+from engine import cli
 from layers import IGNORE, sigmoid
 from optim import Optimizer
 from policy import (
@@ -577,7 +578,7 @@ def learn_from_human(assistant, folder, seconds, seed):
 
 
 def main(argv=None):
-    parser = model.Parser(description="From a language model to an assistant tuned by feedback: PPO, DPO and GRPO.")
+    parser = cli.Parser(description="From a language model to an assistant tuned by feedback: PPO, DPO and GRPO.")
     parser.add_argument("--init", metavar="DIR", help="a model of train.py, fine-tuned or not; a new one if not given")
     parser.add_argument("--out", metavar="DIR", help="folder of all results; a new one under runs/ if not given")
     parser.add_argument("--minutes", type=float, default=7.2, help="time for all of it (default 7.2)")
@@ -589,6 +590,8 @@ def main(argv=None):
         parser.error("--minutes must be more than 0")
     if args.threads is not None and args.threads < 1 or args.seed < 0:
         parser.error("--threads must be at least 1, and --seed at least 0")
+    if args.init is not None:
+        checkpoint.existing(args.init)
     began, folder = perf_counter(), args.out or train.new_folder()
     going_on = args.human and os.path.exists(os.path.join(folder, "comparisons.jsonl"))
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)) and not going_on:
@@ -608,4 +611,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)

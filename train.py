@@ -12,8 +12,11 @@ Fine-tuning goes on from there with conversations (chat.py): the same loss, on w
     python train.py --finetune --init runs/book         make an assistant of it; --finetune CHAT.jsonl for your own
     python model.py --load runs/2 --chat                talk to it
 
-A run writes one folder: a checkpoint in the published format (config.json, model.safetensors, tokenizer.json),
-training.safetensors to go on from, metrics.jsonl, and loss.png.
+The text is in three parts: one to train on; one for validation, which chooses the step whose weights are kept; and one
+for the test, which chooses nothing and is read once, with those weights, at the end.
+
+A run writes one folder: a checkpoint in the published format (config.json, model.safetensors, tokenizer.json) with the
+weights of the lowest validation loss; training.safetensors, the last weights, to go on from; metrics.jsonl; loss.png.
 """
 
 import bz2
@@ -40,6 +43,7 @@ import data
 import lora
 import model
 from backend import cores, thread_pool, to_numpy, xp
+from engine import cli
 from layers import IGNORE
 from moe import adjust_bias
 from optim import Optimizer, clip, qk_clip, warm_up_and_decay
@@ -166,9 +170,16 @@ def windows_of(tokens, context, objective, config):
 # ------------------------------------------------------------------------------------------------ data
 
 
-def to_tokens(documents, tokenizer):
-    """All documents in one array of token ids, before each the token that its tokenizer begins a text with, or END."""
-    begin = tokenizer.bos or [tokenizer.special.get(SPECIAL[END], END)]
+def to_tokens(documents, tokenizer, config=None):
+    """All documents in one array of token ids, before each the token that its tokenizer begins a text with, or
+    <|endoftext|>, or the one that the model's config ends or begins a text with. ValueError where there is none.
+    """
+    named = [tokenizer.special.get(SPECIAL[END])]
+    if config is not None:
+        named += [*np.atleast_1d(config.eos_token_id).tolist(), config.bos_token_id]
+    begin = tokenizer.bos or [i for i in named if i is not None][:1]
+    if not begin:
+        raise ValueError("neither the tokenizer nor config.json has a token that begins or ends a text")
     ids = [i for document in documents for i in (*begin, *tokenizer.encode(document))]
     return np.array(ids, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
@@ -176,10 +187,8 @@ def to_tokens(documents, tokenizer):
 # ----------------------------------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(folder, params, config, optimizer, progress):
-    """The folder that model.load and transformers read, and training.safetensors with all that resuming needs:
-    one file, so that it is whole or not there.
-    """
+def save_training(folder, params, optimizer, progress):
+    """training.safetensors, with all that resuming needs: one file, so that it is whole or not there."""
     from safetensors.numpy import save_file
 
     arrays = {f"params/{name}": to_numpy(value) for name, value in params.items()}
@@ -187,33 +196,55 @@ def save_checkpoint(folder, params, config, optimizer, progress):
         arrays |= {f"state/{key}/{name}": to_numpy(value) for key, value in state.items()}
     path = os.path.join(folder, "training.safetensors")
     checkpoint.replace(path, lambda new: save_file(arrays, new, metadata={"progress": json.dumps(progress)}))
-    model.save(folder, lora.merge(params)[0], config)
 
 
-def load_checkpoint(folder, params, optimizer):
-    """Puts the saved weights into params and the saved state into the optimiser, in place."""
-    stored = checkpoint.read_safetensors(os.path.join(folder, "training.safetensors"))
-    for name, value in stored.items():
-        kind, name = name.split("/", 1)
+def load_training(folder, params, optimizer):
+    """Puts the saved weights into params and the saved state into the optimiser, in place. ValueError for a file of
+    another model.
+    """
+    path = os.path.join(folder, "training.safetensors")
+    missing = set(params)
+    for full, value in checkpoint.read_safetensors(path).items():
+        kind, _, name = full.partition("/")
+        key, _, name = name.partition("/") if kind == "state" else ("", "", name)
+        if kind not in ("params", "state") or name not in params or params[name].shape != value.shape:
+            raise ValueError(f"{path} is damaged: {full[:100]} fits no weight of the model beside it")
         if kind == "params":
             params[name][...] = xp.asarray(value)
+            missing.discard(name)
         else:
-            key, name = name.split("/", 1)
             optimizer.state.setdefault(name, {})[key] = xp.array(value)
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {min(missing)}")
 
 
 def read_progress(folder):
-    """What save_checkpoint was given: the settings and how far the run had come."""
-    from safetensors import SafetensorError, safe_open
-
+    """What save_training was given: the settings, and how far the run had come. ValueError for what no run wrote."""
     path = os.path.join(folder, "training.safetensors")
     if not os.path.exists(path):
         raise ValueError(f"{folder} holds no run to go on with")
     try:
-        with safe_open(path, "np") as file:
-            return json.loads(file.metadata()["progress"])
-    except (SafetensorError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is damaged") from None
+        progress = json.loads(checkpoint.metadata(path)["progress"])
+        settings = progress["settings"]
+        counted = type(progress["step"]) is int and progress["step"] >= 0 and isinstance(progress["data"], str)
+        timed = all(math.isfinite(progress[name]) for name in ("seconds", "prepared"))
+        good = counted and timed and all(is_setting(name, value) for name, value in settings.items())
+        good = good and COMPLETED <= settings.keys() and (settings["minutes"], settings["steps"]) != (None, None)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        good = False
+    if not good:
+        raise ValueError(f"{path} is damaged: its header does not say how far a run had come")
+    return progress
+
+
+def is_setting(name, value):
+    """Whether a value is one that the setting may have on the command line."""
+    kind, default, _ = SETTINGS[name]
+    if value is None:
+        return default is None and name not in COMPLETED
+    if name in LISTS:
+        return isinstance(value, list) and all(isinstance(path, str) for path in value)
+    return type(value) in ((int, float) if kind is float else (kind,)) and value in CHOICES.get(name, [value])
 
 
 # ------------------------------------------------------------------------------------------------- run
@@ -244,14 +275,15 @@ def sibling(settings, tokenizer):
         causal=settings["objective"] == "causal",
     )
     if settings["attention"]:
-        blocks = max(1, settings["context"] // 16)
+        root = max(1, math.isqrt(settings["context"] // 16))  # of the number of blocks
         config = dataclasses.replace(
             config,
             layer_types=tuple(
                 f"{settings['attention']}_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
             ),
             sliding_window=settings["context"] // 4 + 1 if settings["attention"] == "sliding" else None,
-            sparse_attention={"block": 16, "stride": math.isqrt(blocks)},
+            # a stride of √blocks makes strided and fixed patterns O(n √n); BigBird's neighbours stay as few, for O(n)
+            sparse_attention={"block": 16, "stride": root if settings["attention"] in ("strided", "fixed") else 2},
         )
     if published.experts:
         experts, used = settings["experts"], settings["experts_per_token"]
@@ -288,6 +320,17 @@ def round_up(size, multiple):
     return math.ceil(size / multiple) * multiple
 
 
+def is_free(folder):
+    """Whether a new run may write there: there is nothing, or only what a run left that ended before its first save."""
+    if not os.path.exists(folder):
+        return True
+    if not os.path.isdir(folder):
+        return False
+    names = {name for name in os.listdir(folder) if not name.endswith(".new")}  # see checkpoint.replace
+    began = "metrics.jsonl" in names and os.path.getsize(os.path.join(folder, "metrics.jsonl")) == 0
+    return not names or began and "training.safetensors" not in names
+
+
 def check(settings):
     """Raises ValueError, with one sentence, for settings that no run can have."""
     least = {"vocab": 256 + len(SPECIAL), "context": 2}
@@ -313,7 +356,8 @@ def check(settings):
 class Run:
     """A training run: its data, model and optimiser, and how far it has come.
 
-    settings: as of the command line. folder: where it writes. resume: go on with the run in the folder.
+    settings: as of the command line. folder: where it writes; None takes a new one under runs/. resume: go on with the
+    run in the folder.
     Raises ValueError or OSError, with one sentence, for data or a folder that no run can begin or go on with;
     nothing has been written then.
     """
@@ -321,18 +365,18 @@ class Run:
     def __init__(self, settings, folder, resume=False):
         self.began = time.perf_counter()
         check(settings)
-        if not resume and os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        if not resume and folder and not is_free(folder):
             raise ValueError(f"{folder} holds something already: name another --out, or go on with --resume {folder}")
         progress = read_progress(folder) if resume else {"step": 0, "seconds": 0.0}
-        self.settings, self.folder = settings, folder
+        self.settings = settings
         self.step, self.earlier_seconds = progress["step"], progress["seconds"]
         self.objective, self.context, batch = settings["objective"], settings["context"], settings["batch"]
         # about a thousand tokens at a time, in no fewer than four pieces for the threads to share
         self.micro_batch = settings["micro_batch"] or max(1, min(1024 // self.context, batch // 4))
 
         self.chatting, start = settings["finetune"] is not None, folder if resume else settings["init"]
-        examples = data.conversations(settings["finetune"]) if self.chatting else data.texts(settings["data"])
-        texts = [json.dumps(x) if self.chatting else x for side in examples for x in side]
+        parts = data.conversations(settings["finetune"]) if self.chatting else data.texts(settings["data"])
+        texts = [json.dumps(x) if self.chatting else x for part in parts for x in part]
         self.fingerprint = hashlib.sha256("\0".join(texts).encode()).hexdigest()
         if progress.get("data", self.fingerprint) != self.fingerprint:
             raise ValueError(f"the data is not what the run in {folder} began with")
@@ -342,43 +386,51 @@ class Run:
             self.tokenizer = bpe.load(os.path.join(start, "tokenizer.json"))
             check_start(settings, self.config, start)
         else:
-            self.tokenizer = bpe.train(examples[0], settings["vocab"], special=SPECIAL)
+            self.tokenizer = bpe.train(parts[0], settings["vocab"], special=SPECIAL)
             self.config = sibling(settings, self.tokenizer)
             self.params = model.init(self.config, settings["seed"])
-        self.read_conversations(*examples) if self.chatting else self.read_texts(*examples)
+        self.read_conversations(*parts) if self.chatting else self.read_texts(*parts)
         if settings["lora"]:
             self.params |= lora.init(self.params, settings["lora"], settings["seed"])
         self.optimizer = Optimizer(settings["optimizer"], settings["lr"], settings["weight_decay"])
+        self.best = {"step": 0, "val_loss": math.inf}
         if resume:
-            load_checkpoint(folder, self.params, self.optimizer)
+            load_training(folder, self.params, self.optimizer)
             self.optimizer.steps = self.step
+            self.best = best_in(folder, params)
+        self.saved_best = self.best["step"] if resume else None
+        self.folder = folder or new_folder()
         self.prepared = progress.get("prepared", self.seconds())
         size, name = sum(w.size for w in self.params.values()), self.config.model_type
-        print(f"model      {name} of {size:,} parameters, on {settings['threads']} threads, in {folder}")
+        print(f"model      {name} of {size:,} parameters, on {settings['threads']} threads, in {self.folder}")
 
-    def read_texts(self, train_texts, val_texts):
-        """Tokens to train on, in one array, and held-out windows."""
-        self.train_tokens, self.val_tokens = (to_tokens(texts, self.tokenizer) for texts in (train_texts, val_texts))
-        for purpose, tokens in ("train on", self.train_tokens), ("validate on", self.val_tokens):
+    def read_texts(self, *parts):
+        """Tokens to train on, in one array, and windows to validate on and to test on."""
+        self.train_tokens, self.val_tokens, test_tokens = (to_tokens(p, self.tokenizer, self.config) for p in parts)
+        sizes = [sum(len(text.encode()) for text in part) for part in parts]
+        self.held_out, self.packed, self.test_text = {}, None, "\n".join(parts[2]).encode()
+        for name, tokens, size in ("val", self.val_tokens, sizes[1]), ("test", test_tokens, sizes[2]):
+            windows = windows_of(tokens, self.context, self.objective, self.config)
+            # a gap is not all of the text
+            self.held_out[name] = (*windows, None), (len(tokens) - 1) / size if self.objective == "causal" else None
+        for purpose, tokens in ("train", self.train_tokens), ("validate", self.val_tokens), ("test", test_tokens):
             if len(tokens) < self.context + 2:
-                raise ValueError(f"{len(tokens)} tokens to {purpose} are too few for a --context of {self.context}")
-        self.val_texts, self.packed = val_texts, None
-        self.held_out = *windows_of(self.val_tokens, self.context, self.objective, self.config), None
-        train_bytes, self.val_bytes = (sum(len(t.encode()) for t in texts) for texts in (train_texts, val_texts))
-        per_token = train_bytes / len(self.train_tokens)
-        print(f"data       {train_bytes:,} bytes to train on, {self.val_bytes:,} held out")
-        print(f"tokenizer  {self.tokenizer.vocab_size:,} tokens, {per_token:.2f} bytes each")
+                raise ValueError(f"{len(tokens)} tokens to {purpose} on are too few for a --context of {self.context}")
+        print(f"data       {sizes[0]:,} bytes to train on, {sizes[1]:,} for validation, {sizes[2]:,} for the test")
+        print(f"tokenizer  {self.tokenizer.vocab_size:,} tokens, {sizes[0] / len(self.train_tokens):.2f} bytes each")
 
-    def read_conversations(self, train_chats, val_chats):
-        """Conversations to train on and held out, packed into rows of the context."""
+    def read_conversations(self, *parts):
+        """Conversations to train on, to validate on and to test on, packed into rows of the context."""
         self.params, self.config, self.tokenizer = chat.with_chat_tokens(self.params, self.config, self.tokenizer)
-        encoded = [[chat.encode(self.tokenizer, messages) for messages in chats] for chats in (train_chats, val_chats)]
+        encoded = [[chat.encode(self.tokenizer, messages) for messages in part] for part in parts]
         np.random.default_rng(self.settings["seed"]).shuffle(encoded[0])
-        self.packed, self.held_out = (chat.pack(side, self.context) for side in encoded)
-        if any((targets == IGNORE).all() for _, targets, _ in (self.packed, self.held_out)):
+        self.packed, *held_out = (chat.pack(part, self.context) for part in encoded)
+        if any((targets == IGNORE).all() for _, targets, _ in (self.packed, *held_out)):
             raise ValueError(f"no answer of the assistant begins within a --context of {self.context} tokens")
-        self.val_chats = val_chats
-        print(f"data       {len(train_chats):,} conversations to train on, {len(val_chats):,} held out")
+        self.held_out = {name: (rows, None) for name, rows in zip(("val", "test"), held_out)}
+        self.val_chats = parts[1]
+        counts = " for validation, ".join(f"{len(part):,}" for part in parts[1:])
+        print(f"data       {len(parts[0]):,} conversations to train on, {counts} for the test")
 
     def seconds(self):
         return self.earlier_seconds + time.perf_counter() - self.began
@@ -425,21 +477,34 @@ class Run:
             if self.settings["qk_clip"]:
                 qk_clip(layers[layer]["self_attn"], seen["max_logits"], self.settings["qk_clip"])
 
-    def validate(self, windows=None, parallel_map=map):
-        """The loss on what is held out, as metrics.jsonl has it. windows: only so many, evenly spaced; None = all."""
-        count = len(self.held_out[0])
+    def evaluate(self, part, weights, windows=None, parallel_map=map):
+        """The loss on "val" or "test", as metrics.jsonl has it. windows: only so many, evenly spaced; None = all."""
+        arrays, tokens_per_byte = self.held_out[part]
+        count = len(arrays[0])
         rows = np.linspace(0, count - 1, min(windows or count, count)).astype(int)
-        held_out = [array if array is None else array[rows] for array in self.held_out]
-        loss = mean_loss(lora.merge(self.params)[0], self.config, *held_out, self.micro_batch, parallel_map)
-        if self.chatting or self.objective == "masked":  # an answer or a gap is not all of the text
-            return {"val_loss": loss}
-        bits = loss / math.log(2) * (len(self.val_tokens) - 1)
-        return {"val_loss": loss, "val_bits_per_byte": bits / self.val_bytes}
+        rows = [array if array is None else array[rows] for array in arrays]
+        loss = mean_loss(weights, self.config, *rows, self.micro_batch, parallel_map)
+        bits = {f"{part}_bits_per_byte": loss / math.log(2) * tokens_per_byte} if tokens_per_byte else {}
+        return {f"{part}_loss": loss} | bits
+
+    def validate(self, parallel_map=map):
+        """The validation loss, as metrics.jsonl has it; weights with a lower one than any before are kept."""
+        weights = lora.merge(self.params)[0]
+        line = self.evaluate("val", weights, 32, parallel_map)
+        if line["val_loss"] < self.best["val_loss"]:
+            kept = {name: w.copy() for name, w in weights.items()}
+            self.best = {"step": self.step, "val_loss": line["val_loss"], "weights": kept}
+        return line
 
     def save(self):
+        """The best weights, if they are new, and then the last, from which the same best ones would be found again."""
+        if self.saved_best != self.best["step"]:
+            notes = {name: json.dumps(self.best[name]) for name in ("step", "val_loss")}
+            model.save(self.folder, self.best["weights"], self.config, notes)
+            self.saved_best = self.best["step"]
         progress = {"step": self.step, "seconds": self.seconds(), "prepared": self.prepared}
         progress |= {"settings": self.settings, "data": self.fingerprint}
-        save_checkpoint(self.folder, self.params, self.config, self.optimizer, progress)
+        save_training(self.folder, self.params, self.optimizer, progress)
 
     def save_tokenizer(self):
         if self.chatting:
@@ -471,6 +536,16 @@ class Run:
         return f"\n{shown} … {tokenizer.decode(token for token in answer if token not in ends)}\n"
 
 
+def best_in(folder, weights):
+    """What a run's folder holds as its best: its weights, their step and their validation loss."""
+    try:
+        notes = checkpoint.metadata(os.path.join(folder, "model.safetensors"))
+        best = {"step": int(notes["step"]), "val_loss": float(notes["val_loss"])}
+    except (KeyError, TypeError, ValueError):  # written by something else: any validation is better
+        best = {"step": -1, "val_loss": math.inf}
+    return best | {"weights": weights}
+
+
 def check_start(settings, config, folder):
     """Raises ValueError where the model in the folder cannot be trained as the settings say."""
     window, chatting = config.max_position_embeddings, settings["finetune"] is not None
@@ -485,22 +560,33 @@ def check_start(settings, config, folder):
         raise ValueError(f"--qk-clip is not for {folder}, whose normalised queries and keys bound the scores")
 
 
+VALIDATIONS = 20  # in a run; at every fifth of them it shows what the model writes
+
+
 def train(run):
-    """Trains to the end and writes the run's folder. Returns the result on the held-out text, as logged."""
+    """Trains to the end and writes the run's folder. Returns the last line of metrics.jsonl, with the test's result."""
     from tqdm import tqdm
 
     os.makedirs(run.folder, exist_ok=True)
-    if run.step == 0:
-        run.save_tokenizer()
-        run.save()
     metrics = Metrics(os.path.join(run.folder, "metrics.jsonl"), run.step)
-    saved_step, saved_at = run.step, time.perf_counter()
-    quarters, tokens_seen, losses, logged_at = int(4 * run.fraction_done(run.step)), 0, [], time.perf_counter()
     bar_format = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     keep_freed_memory()
     with thread_pool(run.settings["threads"]) as pool, interruptible() as interrupted:
-        with tqdm(total=1.0, initial=min(1.0, run.fraction_done(run.step)), bar_format=bar_format) as bar:
-            finished = run.step > 0 and run.fraction_done(run.step) >= 1
+        if run.step == 0:
+            start = run.validate(pool.map)
+            if not math.isfinite(start["val_loss"]):
+                raise ValueError("the loss of the model to begin with is not finite")
+            print(f"start      {start['val_loss']:.3f} nats a token of the validation part", flush=True)
+            run.save_tokenizer()
+            run.save()
+        saved_step, saved_at = run.step, time.perf_counter()
+        validated = min(int(VALIDATIONS * run.fraction_done(run.step)), VALIDATIONS - 1)  # the end is always validated
+        tokens_seen, losses, logged_at = 0, [], time.perf_counter()
+        line = {"step": run.step, "seconds": run.seconds()}
+        finished = over = run.step > 0 and run.fraction_done(run.step) >= 1
+        if over:
+            print(f"the run in {run.folder} is finished, after {run.step:,} steps: more --minutes or --steps go on")
+        with tqdm(total=1.0, initial=min(1.0, run.fraction_done(run.step)), bar_format=bar_format, disable=None) as bar:
             while not finished:
                 tokens, targets, segments = run.batch()
                 loss, grads, observed = run.gradient(tokens, targets, segments, pool.map)
@@ -522,24 +608,28 @@ def train(run):
                 losses.append(loss)
 
                 progress = min(1.0, run.fraction_done(run.step))
-                finished, quarter = progress == 1, int(4 * progress)
-                if not finished and (run.step % 10 == 0 or quarter > quarters):
+                finished, due = progress == 1, int(VALIDATIONS * progress)
+                if run.step % 10 == 0 or due > validated:
                     line = logged(run, losses, tokens_seen / (time.perf_counter() - logged_at))
                     speed = f"{line['tokens_per_second']:,.0f} tokens/s"
                     bar.set_postfix_str(f"step {run.step}, loss {line['train_loss']:.3f}, {speed}")
-                    if quarter > quarters:
-                        line |= run.validate(32, pool.map)
-                        bar.write(run.sample())
-                    metrics.write(line)
-                    quarters, tokens_seen, losses, logged_at = quarter, 0, [], time.perf_counter()
+                    if due > validated:
+                        line |= run.validate(pool.map)
+                        if due // 5 > validated // 5 and not finished:
+                            losses_now = f"loss {line['train_loss']:.3f}, validation {line['val_loss']:.3f}"
+                            bar.write(f"step {run.step}: {losses_now}, {speed}{run.sample()}")
+                    if not finished:
+                        metrics.write(line)
+                    validated, tokens_seen, losses, logged_at = due, 0, [], time.perf_counter()
                 bar.update(progress - bar.n)
-        rate = tokens_seen / (time.perf_counter() - logged_at)
-        final = run.validate(None, pool.map)
-        if not math.isfinite(final["val_loss"]):
-            raise NotFinite(run, saved_step)
-        run.save()
-        if losses:  # none where a finished run was resumed
-            metrics.write(logged(run, losses, rate) | final)
+        if not over:
+            if not math.isfinite(line["val_loss"]):
+                raise NotFinite(run, saved_step)
+            run.save()
+        final = metrics.lines[-1] if metrics.lines else {}
+        if not over or "test_loss" not in final:
+            final = line | run.evaluate("test", run.best["weights"], None, pool.map)
+            metrics.write(final)
     report(run, final, metrics.lines)
     return final
 
@@ -608,33 +698,39 @@ def interruptible():
 
 def report(run, final, lines):
     """The result, a text's beside what general compressors need for it, the loss curve, and what to do next."""
-    what = "held-out answers" if run.chatting else "held-out text"
-    print(f"\n{what}: {final['val_loss']:.3f} nats a token")
-    if "val_bits_per_byte" in final:
-        text = "\n".join(run.val_texts).encode()
-        ours = {"this model": final["val_bits_per_byte"]}
+    best, last = run.best, next((line for line in reversed(lines) if "val_loss" in line), None)
+    print(f"\nweights of step {best['step']:,} of {run.step:,}, which had the lowest validation loss")
+    if last and last["val_loss"] > 1.01 * best["val_loss"]:
+        rise = f"from {best['val_loss']:.3f} to {last['val_loss']:.3f} nats a token"
+        print(f"then it rose, {rise}: this is too little to learn from for so much training")
+    print(f"test, which chose nothing: {final['test_loss']:.3f} nats a token")
+    if "test_bits_per_byte" in final:
+        text = run.test_text
+        ours = {"this model": final["test_bits_per_byte"]}
         squeezed = {"xz": lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)}
         squeezed |= {"bz2": bz2.compress(text, 9), "gzip": gzip.compress(text, 9)}
-        print("bits per byte of it (the compressors begin with nothing, the model has read the rest of the text):")
+        print("bits per byte of it (the compressors begin with nothing, the model has read the training text):")
         for name, bits in (ours | {name: 8 * len(s) / len(text) for name, s in squeezed.items()}).items():
             print(f"  {name:12}{bits:6.3f}")
-    draw(lines, os.path.join(run.folder, "loss.png"))
+    draw(lines, os.path.join(run.folder, "loss.png"), best["step"])
     print(f"loss curve: {os.path.join(run.folder, 'loss.png')}")
-    prompt = "--prompt " + json.dumps("The " if run.config.causal else "The <mask> of the list")
+    prompt = "--prompt " + json.dumps("The" if run.config.causal else "The <mask> of the list")
     print(f"talk to it: python model.py --load {run.folder} {'--chat' if run.chatting else prompt}")
 
 
-def draw(lines, path):
-    """The loss of a run against its steps."""
+def draw(lines, path, best_step):
+    """The loss of a run against its steps, and the step whose weights are kept."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, label, style in ("train_loss", "training", "-"), ("val_loss", "held-out text", "o-"):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points, strict=True), style, label=label) if points else None
+    for part, label, style in ("train", "training", "-"), ("val", "validation", "o-"), ("test", "test", "*"):
+        points = [(line["step"], line[f"{part}_loss"]) for line in lines if f"{part}_loss" in line]
+        points = points if part != "test" else [(best_step, loss) for _, loss in points[-1:]]
+        axes.plot(*zip(*points), style, markersize=4 if part == "val" else 12, label=label) if points else None
+    axes.axvline(best_step, color="grey", linewidth=0.8, linestyle=":", label="weights kept")
     axes.set(xlabel="step", ylabel="loss (nats a token)", title="Training")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -684,6 +780,8 @@ SETTINGS = {  # option: (type, default, what it is)
     "save_seconds": (float, 30.0, "time between checkpoints"),
     "seed": (int, 0, "of the first weights and the order of the text"),
 }
+LISTS = {"data", "finetune"}
+COMPLETED = {"context", "lr", "threads"}  # whose values `complete` finds where none is given
 CHOICES = {"attention": ["sliding", "strided", "fixed", "bigbird"]}
 CHOICES |= {"arch": list(model.ARCHITECTURES), "objective": list(OBJECTIVES), "optimizer": ["muon", "adamw"]}
 SIZES = {"arch", "layers", "hidden", "heads", "kv_heads", "feed_forward", "vocab", "attention"}
@@ -710,8 +808,8 @@ def complete(given):
     if settings["minutes"] is None and settings["steps"] is None:
         settings["minutes"] = 1.0 if chatting else 3.0
     if settings["context"] is None:
-        seen = checkpoint.read_json(os.path.join(settings["init"], "config.json")) if settings["init"] else {}
-        settings["context"] = min(256, seen.get("max_position_embeddings", 256))
+        config = checkpoint.read_config(settings["init"])[0] if settings["init"] else None
+        settings["context"] = min(256, config.max_position_embeddings) if config else 256
     if settings["lr"] is None:
         settings["lr"] = 0.003 if chatting else 0.01
     settings["threads"] = settings["threads"] or (cores() if xp is np else 1)
@@ -719,14 +817,16 @@ def complete(given):
 
 
 def new_folder():
-    """runs/1, or the first number after it that is free."""
-    return next(
-        folder for number in itertools.count(1) if not os.path.exists(folder := os.path.join("runs", str(number)))
-    )
+    """Makes runs/1, or the first number after it that is free; of two programs that ask at once, each has its own."""
+    os.makedirs("runs", exist_ok=True)
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            os.mkdir(folder := os.path.join("runs", str(number)))
+            return folder
 
 
 def main(argv=None):
-    parser = model.Parser(description="Train a small language model.")
+    parser = cli.Parser(description="Train a small language model.")
     for name, (kind, default, text) in SETTINGS.items():
         shown = "" if default is None else f" (default {default})"
         files, folder = name in ("data", "finetune"), name == "init"
@@ -741,10 +841,10 @@ def main(argv=None):
     parser.add_argument("--resume", metavar="DIR", nargs="?", const="", help="go on with the run in DIR, or in --out")
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     folder, resume = given.pop("out", None), given.pop("resume", None)
-    for name in {"data", "finetune"} & given.keys():
+    for name in LISTS & given.keys():
         given[name] = [os.path.abspath(path) for path in given[name]]
     if "init" in given:
-        given["init"] = os.path.abspath(given["init"])
+        given["init"] = os.path.abspath(checkpoint.existing(given["init"]))
     if resume is None:
         settings = complete(given)
     else:
@@ -758,8 +858,8 @@ def main(argv=None):
         if fixed:
             raise ValueError(f"--{fixed[0].replace('_', '-')} cannot change in the middle of a run")
         settings |= given
-    train(Run(settings, folder or new_folder(), resume is not None))
+    train(Run(settings, folder, resume is not None))
 
 
 if __name__ == "__main__":
-    model.run(main)
+    cli.run(main)

@@ -1,86 +1,125 @@
 """Greedy decoding at batch 1 of a checkpoint folder, against transformers, both in float32 with a KV cache.
 
     python benchmarks/decode.py FOLDER [--prompt TEXT] [--tokens 64] [--turns 7]
+    python benchmarks/decode.py --quick          of a tiny model with random weights
 
 Each side runs in a process of its own, and the two have to choose the same tokens. They take turns, and the ratio of
-a turn is transformers' time over ours, prompt included: above 1, ours is faster.
+a turn is transformers' time over ours, prompt included: above 1, ours is faster. Peak memory is that of a side's whole
+process, loading included. Without transformers our side is compared with a forward pass over the whole text, without
+a cache, and timed alone.
 """
 
 import argparse
-import multiprocessing
+import os
 import statistics
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import model
+import numpy as np
 
-try:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-except ImportError:
-    print("Skipped: transformers and PyTorch are not installed (pip install -r benchmarks/requirements.txt).")
-    sys.exit()
+os.environ["BACKEND"] = "numpy"  # both sides on the CPU
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from turns import PEAK_MEMORY, alternate, header, installed, options, row, sides, times_as_fast
+
+import bpe
+import chat
+import model
+from checkpoint import config_from_json
+
+QUESTION = (  # 37 tokens of SmolLM2 as a chat
+    "What is the capital of France, which river runs through it, and what is the name of its tallest building? "
+    "Answer in one sentence."
+)
+QUICK = {"tokens": 8, "turns": 2}
+
+
+def tiny_checkpoint(folder):
+    tokenizer = bpe.train(QUESTION * 3, 300)
+    published = {"model_type": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 96}
+    published |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = config_from_json(published | {"max_position_embeddings": 256, "tie_word_embeddings": True})
+    model.save(folder, model.init(config, 0), config)
+    tokenizer.save(folder)
 
 
 def prompt_of(folder, text):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text)["input_ids"]
+    """The text's token ids, as a user's turn where the model can converse."""
+    tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
+    if chat.has_format(tokenizer):
+        return chat.prompt(tokenizer, [{"role": "user", "content": text}])
+    return tokenizer.bos + tokenizer.encode(text)
 
 
-def side(pipe, name, args):
-    """For each True it receives, sends the tokens it chose and the seconds it took."""
-    prompt = prompt_of(args.folder, args.prompt)
+@contextmanager
+def side(name, folder, count):
+    """Answers a prompt with the tokens it chose and the seconds it took."""
     if name == "ours":
-        params, config = model.load(args.folder)
-        answer = lambda: list(model.generate(params, config, prompt, max_new_tokens=args.tokens, stop=[]))
+        params, config = model.load(folder)
+        generate = lambda prompt: list(model.generate(params, config, prompt, max_new_tokens=count, stop=[]))
     else:
-        network = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         network.generation_config.eos_token_id = None  # a fixed number of tokens
-        ids = torch.tensor([prompt])
-        generate = lambda: network.generate(ids, max_new_tokens=args.tokens, do_sample=False)
-        answer = lambda: generate()[0, len(prompt) :].tolist()
-    while pipe.recv():
+
+        def generate(prompt):
+            ids = torch.tensor([prompt])
+            options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False}
+            return network.generate(ids, **options)[0, len(prompt) :].tolist()
+
+    def answer(prompt):
         start = time.perf_counter()
-        tokens = answer()
-        pipe.send((tokens, time.perf_counter() - start))
+        tokens = generate(prompt)
+        return tokens, time.perf_counter() - start
+
+    yield answer
+
+
+def without_cache(folder, prompt, tokens):
+    """The likeliest token at each place of a text that goes on with `tokens`, by one forward pass over all of it."""
+    logits, _ = model.forward(*model.load(folder), np.array([prompt + tokens[:-1]]))
+    return logits[0, len(prompt) - 1 :].argmax(axis=-1).tolist()
+
+
+def compare(folder, args):
+    prompt = prompt_of(folder, args.prompt)
+    names = ["ours"] + ["transformers"] * installed("torch", "transformers")
+    with sides(side, names, folder, args.tokens) as ask:
+        chosen = {name: ask[name](prompt)[0] for name in ask}
+        if len(names) == 1:
+            chosen["without a cache"] = without_cache(folder, prompt, chosen["ours"])
+        if len(set(map(tuple, chosen.values()))) > 1:
+            sys.exit(f"{' and '.join(chosen)} choose different tokens, so times say nothing")
+        times = alternate({name: lambda name=name: ask[name](prompt)[1] for name in ask}, args.turns)
+        memory = {name: ask[name](PEAK_MEMORY) for name in ask}
+    speeds = [f"{args.tokens / statistics.median(times[name]):.1f}" for name in names]
+    ratios = [f"{times_as_fast(times['ours'], times[name]):.2f}" for name in names[1:]]
+    title = f"{Path(folder).name}, batch 1, {args.tokens} tokens after a prompt of {len(prompt)}"
+    peaks = [f"peak MB of {name}" for name in names]
+    print(header(title, "ours, tokens/s", *names[1:], *["times as fast"] * len(ratios), *peaks))
+    print(row("prompt included", *speeds, *ratios, *(f"{memory[name]:,.0f}" for name in names)))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder")
-    parser.add_argument("--prompt", default="What is the capital of France?")
+    parser.add_argument("folder", nargs="?", help="a checkpoint; with --quick a tiny one is made if none is given")
+    parser.add_argument("--prompt", default=QUESTION)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=7)
-    args = parser.parse_args()
-
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for name in "ours", "transformers":
-        pipes[name], far_end = context.Pipe()
-        context.Process(target=side, args=(far_end, name, args), daemon=True).start()
-
-    def turn(name):
-        pipes[name].send(True)
-        return pipes[name].recv()
-
-    if turn("ours")[0] != turn("transformers")[0]:
-        sys.exit("the two sides choose different tokens, so times say nothing")
-    times = {name: [] for name in pipes}
-    for i in range(args.turns):
-        for name in sorted(pipes, reverse=i % 2):
-            times[name].append(turn(name)[1])
-    ratio = statistics.median(t / o for t, o in zip(times["transformers"], times["ours"]))
-    speed = {name: args.tokens / statistics.median(each) for name, each in times.items()}
-    print(
-        f"the same {args.tokens} tokens: ours {speed['ours']:.1f} tokens/s, "
-        f"transformers {speed['transformers']:.1f} tokens/s, {ratio:.2f} times as fast"
-    )
+    args = options(parser, QUICK)
+    if args.folder:
+        return compare(args.folder, args)
+    if not args.quick:
+        parser.error("name a checkpoint folder, or --quick")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = os.path.join(folder, "tiny")
+        tiny_checkpoint(folder)
+        compare(folder, args)
 
 
 if __name__ == "__main__":
-    main()
+    model.run(main)

@@ -1,54 +1,48 @@
 """BPE training against Hugging Face `tokenizers`, encoding against tiktoken: same text, pattern and vocabulary.
 
-    python benchmarks/tokenizer.py [FILE ...]
+    python benchmarks/tokenizer.py [FILE ...] [--vocab 1000 8000] [--turns 5] [--quick]
 
-Both are timed in turn, round after round, and the median of the rounds' ratios is printed. Without files the text is
-the standard library's own source code and documentation. A peer that is not installed is left out.
+The merges have to be those of `tokenizers`, and the ids those of tiktoken. The sides take turns, and the median of the
+turns' ratios is printed. Without files the text is the reference of the language and source code of the standard
+library. Our side is timed alone where a peer is not installed; whatever is encoded has to decode to the text.
 """
 
-import pathlib
+import argparse
+import json
 import pydoc_data.topics
 import re
 import statistics
 import sys
 import sysconfig
-import time
+from pathlib import Path
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from turns import alternate, header, installed, options, row, seconds, times_as_fast
 
 import bpe
+import model
 
-ROUNDS = 5
+QUICK = {"vocab": [300], "turns": 2, "megabytes": 0.05}
+NAMES = {"gpt2": "GPT-2's pattern", "llama3": "Llama 3's pattern"}
 
 
-def standard_library(megabytes=8):
-    """About half documentation and half code, as far as there is enough of each."""
+def standard_library(megabytes):
+    """The reference of the language, then source code, as far as there is enough of it."""
     text = "\n".join(pydoc_data.topics.topics.values())
-    for path in sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py")):
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         if len(text) < megabytes * 1e6:
             text += path.read_text(encoding="utf-8", errors="replace")
-    return text
+    return text[: int(megabytes * 1e6)]
 
 
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def compare(ours, peer):
-    """Median over the rounds of (our time, the peer's time, ours / the peer's)."""
-    times = [(seconds(ours), seconds(peer)) for _ in range(ROUNDS)]
-    return *map(statistics.median, zip(*times, strict=True)), statistics.median(a / b for a, b in times)
-
-
-def training(text, vocab_size, pattern):
+def hugging_face(text, vocab_size, pattern):
+    """A function that trains with `tokenizers`."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     # in parts, cut where every pattern cuts, so that tokenizers can use all its threads
     parts = re.findall(r"(?s:.{10000}.*?[a-z](?= )|.+)", text)
 
-    def peer():
+    def train():
         tokenizer = Tokenizer(models.BPE())
         split = pre_tokenizers.Split(Regex(bpe.PATTERNS[pattern]), "isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == "gpt2")
@@ -61,50 +55,78 @@ def training(text, vocab_size, pattern):
             show_progress=False,
         )
         tokenizer.train_from_iterator(parts, trainer)
+        return tokenizer
 
-    def ours():
-        bpe.train(text, vocab_size, pattern)
-
-    a, b, ratio = compare(ours, peer)
-    print(f"train {pattern:7} vocabulary {vocab_size:6}: {a:6.2f} s, tokenizers {b:6.2f} s, time ratio {ratio:.2f}")
+    return train
 
 
-def encoding(text, vocab_size, pattern):
+def tiktoken_of(trained, pattern):
+    """A function that encodes with tiktoken, by the merges of `trained`, and what its ids are too small by."""
     import tiktoken
 
-    trained = bpe.train(text, vocab_size, pattern)
     shift = len(trained.special)  # tiktoken counts from the bytes on
     ranks = {spelled: i for i, spelled in enumerate(trained.token_bytes[shift:])}
     peer = tiktoken.Encoding("peer", pat_str=bpe.PATTERNS[pattern], mergeable_ranks=ranks, special_tokens={})
-    if [i - shift for i in trained.encode(text)] != peer.encode_ordinary(text):
-        print(f"encode {pattern}: the ids are not tiktoken's")
+    return peer.encode_ordinary, shift
 
-    fresh = [bpe.Tokenizer(trained.config) for _ in range(ROUNDS)]  # that remember no word
+
+def training(text, vocab_size, pattern, turns, peer):
+    """The tokenizer, the median of our seconds, and our time over the peer's."""
+    trained, ways = bpe.train(text, vocab_size, pattern), {"ours": lambda: bpe.train(text, vocab_size, pattern)}
+    if peer:
+        ways["peer"] = hugging_face(text, vocab_size, pattern)
+        merges = json.loads(ways["peer"]().to_str())["model"]["merges"]
+        if merges != trained.config["model"]["merges"]:
+            sys.exit(f"{pattern}, {vocab_size}: the merges are not those of tokenizers, so times say nothing")
+    return trained, *medians({name: lambda way=way: seconds(way) for name, way in ways.items()}, turns)
+
+
+def encoding(text, trained, pattern, turns, peer):
+    """The median of our seconds, and our time over the peer's."""
+    ids = trained.encode(text)
+    if trained.decode(ids) != text:
+        sys.exit(f"{pattern}: the ids do not decode to the text, so times say nothing")
 
     def ours():
-        fresh.pop().encode(text)
+        fresh = bpe.Tokenizer(trained.config)  # that remembers no word
+        return seconds(fresh.encode, text)
 
-    a, b, ratio = compare(ours, lambda: peer.encode_ordinary(text))
-    size = len(text.encode()) / 1e6
-    print(
-        f"encode {pattern:7} vocabulary {vocab_size:6}: {size / a:6.2f} MB/s, tiktoken {size / b:6.2f} MB/s, "
-        f"speed ratio {1 / ratio:.2f}"
-    )
+    ways = {"ours": ours}
+    if peer:
+        encode, shift = tiktoken_of(trained, pattern)
+        if [i + shift for i in encode(text)] != ids:
+            sys.exit(f"{pattern}: the ids are not those of tiktoken, so times say nothing")
+        ways["peer"] = lambda: seconds(encode, text)
+    return medians(ways, turns)
 
 
-def main(files):
-    text = "".join(pathlib.Path(file).read_text(encoding="utf-8") for file in files) or standard_library()
-    print(f"{len(text.encode()) / 1e6:.1f} MB of text, medians of {ROUNDS} alternated rounds")
-    for benchmark, peer in (training, "tokenizers"), (encoding, "tiktoken"):
-        try:
-            __import__(peer)
-        except ImportError:
-            print(f"{benchmark.__name__}: {peer} is not installed, so there is nothing to compare with")
-            continue
-        for pattern in "gpt2", "llama3":
-            for vocab_size in 1000, 8000:
-                benchmark(text, vocab_size, pattern)
+def medians(ways, turns):
+    """Of some turns: our seconds, and our time over the peer's, None without one."""
+    times = alternate(ways, turns)
+    return statistics.median(times["ours"]), 1 / times_as_fast(
+        times["ours"], times["peer"]
+    ) if "peer" in times else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", metavar="FILE")
+    parser.add_argument("--vocab", type=int, nargs="+", default=[1000, 8000], metavar="N")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=8, help="of the standard library, at most")
+    args = options(parser, QUICK)
+    text = "".join(Path(file).read_text(encoding="utf-8") for file in args.files) or standard_library(args.megabytes)
+    size, peers = len(text.encode()) / 1e6, [installed("tokenizers"), installed("tiktoken")]
+    title = f"byte-level BPE on {size:.1f} MB, a vocabulary of"
+    ratios = "training time, of `tokenizers`'", "encoding speed, of tiktoken's"
+    print(header(title, *ratios, "ours: training, s", "encoding, MB/s"), flush=True)
+    for pattern, name in NAMES.items():
+        for vocab_size in args.vocab:
+            trained, taken, time_ratio = training(text, vocab_size, pattern, args.turns, peers[0])
+            encoded_in, encoding_ratio = encoding(text, trained, pattern, args.turns, peers[1])
+            ratios = (f"{time_ratio:.2f}" if peers[0] else "", f"{1 / encoding_ratio:.2f}" if peers[1] else "")
+            print(row(f"{vocab_size:,}, {name}", *ratios, f"{taken:.2f}", f"{size / encoded_in:.2f}"), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    model.run(main)

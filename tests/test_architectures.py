@@ -19,6 +19,13 @@ def test_a_config_survives_its_json(config):
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
+def test_a_router_says_how_it_scores_and_chooses():
+    """By the names that llama.cpp reads: without them it takes a softmax."""
+    latent = config_to_json(dataclasses.replace(TINY, **LATENT))
+    assert (latent["scoring_func"], latent["topk_method"]) == ("sigmoid", "noaux_tc")
+    assert "scoring_func" not in config_to_json(TINY)
+
+
 def test_the_newer_config_form_is_the_older_one():
     old = config_to_json(dataclasses.replace(TINY, rope_scaling=architectures.LLAMA3_SCALING))
     new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}

@@ -1,10 +1,14 @@
+import inspect
 import json
 import os
 import pathlib
 import random
 import re
+import sys
+from contextlib import contextmanager
 
 import pytest
+from damage import assert_one_sentence, damaged
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -372,6 +376,62 @@ def test_a_malformed_file_is_refused(content, tmp_path):
     with pytest.raises(ValueError) as refusal:
         bpe.load(path)
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+SPECIAL_TOKENS = {"<|a|>": {"id": "<|a|>", "ids": [0], "tokens": ["<|a|>"]}}
+SMALL = bpe.train("the cat sat on a mat " * 3, 264, "qwen", ("<|a|>",)).config | {
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|a|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": SPECIAL_TOKENS,
+    },
+}
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_damaged_file_is_read_or_is_one_sentence(tmp_path_factory, seed):
+    path = tmp_path_factory.getbasetemp() / "tokenizer.json"
+    path.write_bytes(damaged(SMALL, random.Random(seed)))
+    try:
+        tokenizer = bpe.load(path)
+    except ValueError as error:
+        return assert_one_sentence(error, path)
+    assert isinstance(tokenizer.decode(tokenizer.bos + tokenizer.encode("The cat's<|a|> 12 e\u0301", True)), str)
+    assert len(tokenizer.decode_bytes(range(tokenizer.vocab_size))) > 0
+    tokenizer.save(path)
+
+
+def test_a_file_that_is_nested_too_deeply_is_one_sentence(tmp_path):
+    path, normalizer = tmp_path / "tokenizer.json", {"type": "NFC"}
+    for _ in range(300):
+        normalizer = {"type": "Sequence", "normalizers": [normalizer]}
+    for content in json.dumps(SMALL | {"normalizer": normalizer}), '{"a":' * 100_000 + "1" + "}" * 100_000:
+        path.write_text(content)
+        with recursion_limit(400), pytest.raises(ValueError) as refusal:
+            bpe.load(path)
+        assert_one_sentence(refusal.value, path)
+
+
+@contextmanager
+def recursion_limit(further):
+    """So many calls inside each other from here on, however many there are already."""
+    before, depth = sys.getrecursionlimit(), len(inspect.stack(0))
+    sys.setrecursionlimit(depth + further)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+NO_CHARACTERS = {"a\ud800b": "a\ufffdb".encode(), "\ud83d\ude00": "\ufffd\ufffd".encode(), "a\udcff": b"a\xff"}
+
+
+@pytest.mark.parametrize("text, encoded", NO_CHARACTERS.items(), ids=ascii)
+def test_what_is_no_character_is_replaced_and_what_is_no_utf_8_kept(text, encoded):
+    tokenizer = TOKENIZERS["gpt2"]
+    assert tokenizer.decode_bytes(tokenizer.encode(text)) == encoded
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import mmap
+import random
 import struct
 
 import numpy as np
 import pytest
+from damage import assert_one_sentence, damaged
 from gradcheck import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from test_model import TINY, VARIANTS, variant
 
 import checkpoint
 import model
+import train
 from backend import to_numpy, xp
 
 seed = st.integers(0, 2**32 - 1)
@@ -195,3 +198,51 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         model.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder for each variant, and what its files of JSON hold."""
+    folders = {}
+    for name, changes in VARIANTS.items():
+        folder, config = tmp_path_factory.mktemp(name), dataclasses.replace(TINY, **changes)
+        params = model.init(config, 0)
+        model.save(folder, params, config)
+        folders[folder] = {
+            "config.json": json.loads((folder / "config.json").read_text()),
+            "generation_config.json": {"eos_token_id": [1, 2]},
+            "model.safetensors.index.json": {"weight_map": dict.fromkeys(params, "model.safetensors")},
+        }
+    return folders
+
+
+@settings(max_examples=600, deadline=None)
+@given(seed)
+def test_damaged_json_is_read_or_is_one_sentence(published, seed):
+    rng = random.Random(seed)
+    folder = rng.choice(list(published))
+    name = rng.choice(list(published[folder]))
+    for other, content in published[folder].items():
+        (folder / other).write_text(json.dumps(content))
+    (folder / name).write_bytes(damaged(published[folder][name], rng))
+    try:
+        _, config = model.load(folder)
+        json.dumps(checkpoint.config_to_json(config))
+    except (ValueError, OSError) as error:
+        assert_one_sentence(error, folder)
+
+
+def test_a_name_of_a_published_model_is_answered_with_how_to_download_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M"):
+        model.load("HuggingFaceTB/SmolLM2-135M")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="^runs/7 is not a folder with a checkpoint$"):
+        model.load("runs/7")
+
+
+def test_going_on_with_a_damaged_config_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": "many"}))
+    with pytest.raises(ValueError, match="max_position_embeddings") as refusal:
+        train.complete({"init": str(tmp_path)})
+    assert_one_sentence(refusal.value, tmp_path)

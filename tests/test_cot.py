@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -241,3 +243,23 @@ def test_bad_input_is_one_sentence(arguments, sentence):
 def test_a_model_that_cannot_chat_is_not_asked(outcome):
     with pytest.raises(ValueError, match="chat"):
         cot.main(["--load", str(outcome[0] / "out" / "grpo"), "--question", "Why?"])
+
+
+def test_ctrl_c_is_heard_in_the_middle_of_a_phase(tmp_path):
+    hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # even if the tests themselves do not
+    arguments = [os.path.join(ROOT, "cot.py"), "--minutes", "30", "--out", str(tmp_path / "out")]  # phases of minutes
+    process = subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=hear)
+    try:
+        while not (tmp_path / "out").exists() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(1)  # both threads are training by now
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and err == b""
+
+
+def test_a_progress_bar_is_drawn_on_a_terminal_only(capsys):
+    assert list(cot.policy.clock("learning", 0.3))[0] == 0
+    assert capsys.readouterr() == ("", "")

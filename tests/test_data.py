@@ -45,23 +45,38 @@ def test_there_are_thousands_of_questions_and_their_answers_are_what_docstrings_
 
 
 def test_what_is_held_out_is_of_other_modules():
-    train, held_out = data.split(data.python_documentation())
-    assert not set(train) & set(held_out) and set(train) | set(held_out) == set(data.python_documentation())
-    assert len(held_out) == (len(train) + len(held_out)) // 10
-    train_texts, held_out_texts = data.texts(None)
-    assert (len(train_texts), len(held_out_texts)) == (len(train), len(held_out))
-    to_train, to_validate = ({chat[0]["content"] for chat in side} for side in data.conversations([]))
-    assert not to_train & to_validate and len(to_validate) > 200
-    asked = data.questions()
-    known = {docstring for module in train for _, _, docstring in asked.get(module, [])}
-    for names, side, left_out in (train, to_train, set()), (held_out, to_validate, known):
-        wanted = {name for module in names for name, _, text in asked.get(module, []) if text not in left_out}
-        assert side == {f"What does {name} do?" for name in wanted}
+    parts = data.split(data.python_documentation())
+    assert sorted(name for part in parts for name in part) == sorted(data.python_documentation())
+    total = len(data.python_documentation())
+    assert [len(part) for part in parts[1:]] == [total // 20, total // 10]
+    asked, known = data.questions(), set()
+    conversations = [{chat[0]["content"] for chat in part} for part in data.conversations([])]
+    for names, said in zip(parts, conversations):
+        found = [question for module in names for question in asked.get(module, []) if question[2] not in known]
+        assert said == {f"What does {name} do?" for name, _, _ in found} and len(said) > 100
+        known |= {docstring for _, _, docstring in found}
 
 
-def test_the_halves_are_the_same_each_time():
+def test_no_paragraph_is_both_learned_and_held_out():
+    training, validation, test = (
+        {paragraph.strip() for text in part for paragraph in text.split("\n\n")} - {""} for part in data.texts(None)
+    )
+    assert not training & validation and not training & test and not validation & test
+    whole = data.python_documentation()
+    kept = sum(len(text) for text in data.texts(None)[2])
+    assert 0.7 < kept / sum(len(whole[name]) for name in data.split(whole)[2]) < 1
+
+
+@fast
+@given(st.lists(st.lists(st.sampled_from("abcdef")).map("\n\n".join)), st.lists(st.sampled_from("abcdef")))
+def test_unread_takes_out_what_is_known_and_nothing_else(texts, known):
+    kept = data.unread(texts, known)
+    assert "".join(kept).replace("\n", "") == "".join(c for t in texts for c in t if c in "abcdef" and c not in known)
+
+
+def test_the_parts_are_the_same_each_time():
     assert data.split(dict.fromkeys(map(str, range(50)))) == data.split(dict.fromkeys(map(str, range(50))))
-    assert data.split({"only": "one"}) == (["only"], [])
+    assert data.split({"only": "one"}) == (["only"], [], [])
 
 
 # --- files ---
@@ -121,12 +136,30 @@ def test_a_file_without_conversations_is_refused(tmp_path, content, what):
 
 
 @fast
-@given(st.integers(2, 45), st.integers(0, 45))
+@given(st.text(min_size=1, max_size=400).map(lambda text: text.replace("\r", "")).filter(bool))
+def test_a_file_is_cut_into_three_parts(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "parts.txt"
+    path.write_bytes(text.encode("utf-8", "replace"))
+    (training,), (validation,), (test,) = data.texts([path])
+    assert training + validation + test == path.read_bytes().decode()
+    assert abs(len(test) - len(text) / 10) <= 1 and abs(len(validation) - 0.9 * len(text) / 20) <= 1
+
+
+@fast
+@given(st.integers(3, 45), st.integers(0, 45))
 def test_every_tenth_conversation_of_the_files_is_held_out(tmp_path_factory, first, second):
     paths = [tmp_path_factory.getbasetemp() / name for name in ("one.jsonl", "two.jsonl")][: 1 + (second > 0)]
     every = [[{"role": "assistant", "content": f"{i}"}] for i in range(first + second)]
     for path, part in zip(paths, (every[:first], every[first:])):
         path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in part))
-    train, held_out = data.conversations(paths)
-    step = min(10, len(every))  # of fewer, the last
-    assert held_out == every[step - 1 :: step] and sorted(map(str, train + held_out)) == sorted(map(str, every))
+    training, validation, test = data.conversations(paths)
+    step = min(10, len(every))  # of fewer, the last two
+    assert test == every[step - 1 :: step] and validation == every[step - 2 :: step]
+    assert sorted(map(str, [*training, *validation, *test])) == sorted(map(str, every))
+
+
+def test_two_conversations_are_too_few(tmp_path):
+    path = tmp_path / "two.jsonl"
+    path.write_text(2 * '{"messages": [{"role": "assistant", "content": "x"}]}\n')
+    with pytest.raises(ValueError, match="three conversations"):
+        data.conversations([path])

@@ -46,7 +46,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 def test_rows_of_csv_come_back_with_the_line_they_begin_in(tmp_path_factory, rows, newline):
     path = tmp_path_factory.getbasetemp() / "back.csv"
     with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator=newline).writerows([("one", "two", "three"), *rows])
+        csv.writer(file, lineterminator=newline, quoting=csv.QUOTE_ALL).writerows([("one", "two", "three"), *rows])
     found = list(files.csv_lines(files.read_text(path), path))
     assert [tuple(row.values()) for _, row in found] == rows
     line = 2

@@ -140,6 +140,23 @@ def test_texts_in_one_row_are_texts_in_rows_of_their_own(config, lengths, spare,
 
 
 @fast
+@given(packable.filter(lambda config: config.experts), st.integers(2, 7), st.integers(0, 3), seed)
+def test_padding_is_sent_to_no_expert(config, length, spare, seed):
+    """Neither in a packed row, with the layer of the token after the next, nor on the left of a prompt."""
+    params, observed = model.init(config, seed, np.float64), {}
+    tokens = tokens_of(seed, config, 1, length + spare)
+    segments = xp.asarray(np.array([[1] * length + [0] * spare]))
+    model.losses(params, config, tokens, tokens, bool(config.num_nextn_predict_layers), observed, segments)
+    for layer, seen in observed.items():
+        real = length if layer < config.num_hidden_layers else min(length, length + spare - 1)
+        assert "load" not in seen or int(seen["load"].sum()) == real * config.num_experts_per_tok
+    observed = {}
+    model.transformer(params, config, tokens, padding=segments[:, ::-1] > 0, observed=observed)
+    loads = [int(seen["load"].sum()) for seen in observed.values() if "load" in seen]
+    assert loads and set(loads) == {length * config.num_experts_per_tok}
+
+
+@fast
 @given(packable, seed)
 def test_another_text_in_the_row_changes_nothing(config, seed):
     params, tokens = model.init(config, seed, np.float64), tokens_of(seed, config, 1, 9)
@@ -327,10 +344,10 @@ def talker(tmp_path_factory):
     return folder
 
 
-def command(*arguments, said=""):
+def command(*arguments, said=b""):
     environment = os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     program = [sys.executable, Path(__file__).parents[1] / "model.py", *map(str, arguments)]
-    return subprocess.run(program, input=said.encode(), capture_output=True, timeout=60, env=environment)
+    return subprocess.run(program, input=said, capture_output=True, timeout=60, env=environment)
 
 
 def test_a_chat_answers_forgets_its_beginning_and_survives_a_line_too_long(talker):
@@ -350,17 +367,26 @@ def test_a_chat_answers_forgets_its_beginning_and_survives_a_line_too_long(talke
         expected += tokenizer.decode(ids) + "\n"
         turns = [*kept, {"role": "assistant", "content": tokenizer.decode(ids)}]
     options = "--load", talker, "--chat", "--max-new-tokens", 9, "--temperature", 0
-    done = command(*options, said="\n".join(lines) + "\n")
+    done = command(*options, said="\n".join([*lines, ""]).encode())
     assert forgotten and done.returncode == 0 and done.stdout.decode() == expected + "> \n"
     assert done.stderr.count(b"\n") == 1 and f"room for {room}" in done.stderr.decode()
-    ended = command(*options, said="the cat\n\nnever read\n")  # an empty line ends it
+    ended = command(*options, said=b"the cat\n\nnever read\n")  # an empty line ends it
     assert ended.returncode == 0 and ended.stdout.decode().count("> ") == 2
 
 
 def test_an_answer_takes_what_is_left_of_the_window(talker):
-    said = "the cat sat on a mat " * 3 + "\n"
+    said = b"the cat sat on a mat " * 3 + b"\n"
     done = command("--load", talker, "--chat", "--system", "a dog", said=said)
     assert done.returncode == 0 and not done.stderr
+
+
+def test_bytes_that_are_no_utf_8_are_prompted_with_and_typed(talker, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")  # which is strict, as a terminal is
+    odd, options = os.fsdecode(b"a \xff cat"), ["--load", talker, "--max-new-tokens", 3]
+    done = command(*options, "--prompt", odd)
+    assert done.returncode == 0 and done.stdout.startswith(b"a ? cat") and not done.stderr
+    done = command(*options, "--chat", "--system", odd, said=b"the \xff cat\n\n")
+    assert done.returncode == 0 and done.stdout.count(b"> ") == 2 and not done.stderr
 
 
 @pytest.mark.parametrize(
@@ -374,7 +400,7 @@ def test_an_answer_takes_what_is_left_of_the_window(talker):
     ],
 )
 def test_bad_options_are_one_sentence(talker, options, what):
-    done = command("--load", talker, *options, said="the cat\n")
+    done = command("--load", talker, *options, said=b"the cat\n")
     error = done.stderr.decode()
     assert done.returncode == 1 and what in error and error.count("\n") == 1 and not done.stdout
 
@@ -382,6 +408,6 @@ def test_bad_options_are_one_sentence(talker, options, what):
 def test_a_model_that_never_was_in_a_chat_says_so(talker, tmp_path):
     model.save(tmp_path, *model.load(talker))
     bpe.train("the cat sat on a mat", 257).save(tmp_path)
-    done = command("--load", tmp_path, "--chat", said="the cat\n")
+    done = command("--load", tmp_path, "--chat", said=b"the cat\n")
     assert done.returncode == 1 and b"--finetune" in done.stderr and done.stderr.count(b"\n") == 1
     assert command("--chat").returncode == 1

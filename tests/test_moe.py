@@ -154,6 +154,32 @@ def test_the_auxiliary_loss_is_its_formula_and_one_for_an_even_load(sizes, batch
     assert moe.load_balancing_loss(even, each_once[None])[0] == pytest.approx(1)
 
 
+@fast
+@given(experts_and_k, st.booleans(), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.booleans(), seed)
+def test_padding_is_sent_to_no_expert_and_counts_for_nothing(sizes, shared, lengths, left, seed):
+    """Rows with padding are the same rows without it."""
+    (experts, k), time = sizes, max(lengths) + 2
+    weights, x, dy = layer(seed, 4, experts, shared=shared), *(normal(seed + i, len(lengths), time, 4) for i in (1, 2))
+    number = xp.arange(time)
+    real = xp.stack([number >= time - n if left else number < n for n in lengths])
+    observed = {}
+    (y, aux_loss), backward = moe.mixture_of_experts(x, weights, k, observed, real)
+    dx, dweights = backward(dy * real[:, :, None], 0.7)
+    alone_loss, load, sums = 0.0, 0, {}
+    for row, n in enumerate(lengths):
+        part, seen = slice(time - n, time) if left else slice(n), {}
+        (alone, loss), alone_backward = moe.mixture_of_experts(x[row : row + 1, part], weights, k, seen)
+        close(y[row : row + 1, part], alone)
+        alone_loss, load = alone_loss + loss / len(lengths), load + seen["load"]
+        alone_dx, grads = alone_backward(dy[row : row + 1, part], 0.7 / len(lengths))
+        close(dx[row : row + 1, part], alone_dx)
+        sums = {name: sums.get(name, 0) + g for name, g in grads.items()}
+    assert aux_loss == pytest.approx(alone_loss)
+    close(observed["load"], load)
+    for name, g in sums.items():
+        close(dweights[name], g)
+
+
 def test_the_bias_lifts_who_has_little_to_do():
     bias = xp.zeros(4)
     moe.adjust_bias(bias, xp.asarray([10, 2, 4, 0]), update_speed=0.1)

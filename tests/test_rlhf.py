@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import rlhf
 import train
 from backend import to_numpy, xp
 from layers import IGNORE, softmax
+from optim import Optimizer
 
 ROOT = Path(__file__).parents[1]
 CONFIG = model.Config(
@@ -306,6 +308,28 @@ def test_the_step_on_comparisons_is_along_the_mean_over_all_pairs(monkeypatch):
 
 
 # --- the command line ---
+
+
+def test_a_step_holds_few_gradients_however_many_it_adds():
+    class Gradients(dict):  # which, unlike a dict, can be watched
+        pass
+
+    existing, most, params = 0, 0, {"w": xp.zeros(2)}
+
+    def gone():
+        nonlocal existing
+        existing -= 1
+
+    def part(x):
+        nonlocal existing, most
+        grads = Gradients(w=xp.full(2, float(x)))
+        weakref.finalize(grads, gone)
+        existing += 1
+        most = max(most, existing)
+        return grads
+
+    policy.descend(part, range(9), params, Optimizer("adamw", 0.1))
+    assert most <= 3 and (params["w"] != 0).all()  # the sum, the last one added, and the next
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 import model
 import train
+from attention import tiles
 from backend import to_numpy, xp
 from layers import IGNORE
 
@@ -106,6 +109,14 @@ def test_a_text_begins_with_the_token_that_its_tokenizer_begins_texts_with():
     config = train.bpe.train("the cat sat", 270, special=("<unk>", "<|endoftext|>", "<s>")).config
     begun = train.bpe.Tokenizer(config | {"post_processor": processor})
     assert train.to_tokens(["the"], begun).tolist() == [2, *begun.encode("the")]
+    bare = train.bpe.train("the cat sat", 270, special=("<unk>", "</s>"))
+    for ends in 1, (1, 0):
+        ended = dataclasses.replace(CONFIG, bos_token_id=None, eos_token_id=ends)
+        assert train.to_tokens(["the"], bare, ended).tolist() == [1, *bare.encode("the")]
+    begins = dataclasses.replace(CONFIG, bos_token_id=1, eos_token_id=None)
+    assert train.to_tokens(["the"], bare, begins).tolist() == [1, *bare.encode("the")]
+    with pytest.raises(ValueError, match="begins or ends a text"):
+        train.to_tokens(["the"], bare, dataclasses.replace(begins, bos_token_id=None))
 
 
 def test_the_causal_target_is_the_next_token():
@@ -153,10 +164,10 @@ def text(tmp_path_factory):
     return path
 
 
-def command(*arguments):
-    environment = os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1"}
+def command(*arguments, **options):
+    options |= {"env": os.environ | {"BACKEND": "numpy", "OMP_NUM_THREADS": "1"}, "text": True}
     program = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def finished(*arguments):
@@ -188,7 +199,7 @@ def run(text, tmp_path_factory):
     """A finished run of 60 steps."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     code, out, err = finished("--data", text, "--steps", 60, "--out", folder, *SMALL)
-    assert code == 0, err
+    assert code == 0 and not err, err  # no progress bar where nobody looks
     return folder, out
 
 
@@ -198,26 +209,56 @@ def test_a_run_learns_and_writes_what_it_says(run, text):
     train_losses = [line["train_loss"] for line in lines if "train_loss" in line]
     assert train_losses[-1] < 0.8 * train_losses[0]
     assert all({"step", "seconds", "tokens_per_second"} <= line.keys() for line in lines[:-1])
-    assert {"val_loss", "val_bits_per_byte"} <= lines[-1].keys() and f"{lines[-1]['val_bits_per_byte']:.3f}" in out
+    assert f"{lines[-1]['test_loss']:.3f}" in out and f"{lines[-1]['test_bits_per_byte']:.3f}" in out
+    assert sum("test_loss" in line for line in lines) == 1
+    validated = [line["step"] for line in lines if {"val_loss", "val_bits_per_byte"} <= line.keys()]
+    assert validated == list(range(3, 61, 3))
     assert "xz" in out and "model.py --load" in out and (folder / "loss.png").stat().st_size > 1000
     params, config = model.load(folder)
     assert config.vocab_size == 270 and config.max_position_embeddings == 16
 
 
-def test_the_bits_per_byte_are_those_of_the_whole_held_out_text(run, text):
-    folder, _ = run
+def bits_per_byte(folder, text):
+    """Of the model in a folder, on a text that is cut into windows of 16 tokens."""
     params, config = model.load(folder)
-    held_out = text.read_text()
-    held_out = held_out[len(held_out) * 9 // 10 :]
     tokenizer = train.bpe.load(folder / "tokenizer.json")
-    ids = [train.END, *tokenizer.encode(held_out)]
-    nats = 0.0
+    ids, nats = [train.END, *tokenizer.encode(text)], 0.0
     for start in range(0, len(ids) - 1, 16):
         window = xp.asarray(np.array([ids[start : start + 17]]))
         nats += model.loss(params, config, window[:, :-1], window[:, 1:])[0] * (window.shape[1] - 1)
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    bits = nats / np.log(2) / len(held_out.encode())
-    assert last["val_bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+    return nats / np.log(2) / len(text.encode())
+
+
+def test_the_result_is_that_of_the_saved_weights_on_the_last_tenth_of_the_text(run, text):
+    whole = text.read_text()
+    last = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["test_bits_per_byte"] == pytest.approx(bits_per_byte(run[0], whole[len(whole) * 9 // 10 :]), rel=1e-4)
+
+
+BY_HEART = ["--steps", "200", "--hidden", "64", "--vocab", "258", "--batch", "16", "--lr", "0.03"]
+
+
+@pytest.fixture(scope="session")
+def worse(tmp_path_factory):
+    """A finished run that learned letters by heart which follow no rule."""
+    letters, folder = tmp_path_factory.mktemp("data") / "letters.txt", tmp_path_factory.mktemp("runs") / "worse"
+    letters.write_text("".join(random.Random(0).choices("abcdefgh", k=1000)))
+    code, out, err = finished("--data", letters, "--steps", 60, "--out", folder, *SMALL, *BY_HEART)
+    assert code == 0, err
+    return folder, out, letters
+
+
+def test_the_weights_of_the_lowest_validation_loss_are_kept_and_tested(worse):
+    folder, out, text = worse
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
+    assert best["step"] < 200 and lines[-1]["val_loss"] > 1.01 * best["val_loss"]
+    assert f"weights of step {best['step']} of 200" in out and "then it rose" in out
+    whole = text.read_text()
+    test = len(whole) * 9 // 10
+    validation = whole[test * 19 // 20 : test]
+    assert bits_per_byte(folder, validation) == pytest.approx(best["val_bits_per_byte"], rel=1e-4)
+    assert bits_per_byte(folder, whole[test:]) == pytest.approx(lines[-1]["test_bits_per_byte"], rel=1e-4)
 
 
 def test_a_seed_gives_the_same_run_on_any_number_of_threads(run, text, tmp_path):
@@ -229,9 +270,10 @@ def test_a_seed_gives_the_same_run_on_any_number_of_threads(run, text, tmp_path)
     assert weights(tmp_path / "other") != weights(folder)
 
 
-def test_killed_twice_and_resumed_is_never_stopped(run, text, tmp_path):
-    folder = tmp_path / "killed"
-    process = command("--data", text, "--steps", 60, "--save-seconds", 0, "--out", folder, *SMALL)
+@pytest.mark.parametrize("options", [[], BY_HEART])
+def test_killed_twice_and_resumed_is_never_stopped(options, run, worse, text, tmp_path):
+    folder, (whole, _, text) = tmp_path / "killed", worse if options else (*run, text)
+    process = command("--data", text, "--steps", 60, "--save-seconds", 0, "--out", folder, *SMALL, *options)
     for step in 20, 40:
         wait_for_step(process, folder, step)
         process.kill()
@@ -239,8 +281,17 @@ def test_killed_twice_and_resumed_is_never_stopped(run, text, tmp_path):
         process = command("--resume", folder, "--threads", 1, "--data", text)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert weights(folder) == weights(run[0])
-    assert steps_logged(folder) == steps_logged(run[0])
+    assert weights(folder) == weights(whole) and steps_logged(folder) == steps_logged(whole)
+    assert (
+        len({tuple(sorted(train.checkpoint.metadata(x / "model.safetensors").items())) for x in (folder, whole)}) == 1
+    )
+
+
+def test_a_time_that_is_over_before_the_first_step_is_a_run_of_one_step(text, tmp_path):
+    code, _, errors = finished("--data", text, *SMALL, "--minutes", "0.00001", "--out", tmp_path / "run")
+    assert code == 0, errors
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 1 and {"train_loss", "val_loss", "test_loss"} <= last.keys()
 
 
 def test_an_interrupt_saves_and_says_how_to_go_on(run, text, tmp_path):
@@ -253,6 +304,57 @@ def test_an_interrupt_saves_and_says_how_to_go_on(run, text, tmp_path):
     assert train.read_progress(folder)["step"] >= 10
     assert finished("--out", folder, "--resume")[0] == 0
     assert weights(folder) == weights(run[0])
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, err = finished("--resume", folder)
+    assert code == 0 and "is finished, after 60 steps" in out and not err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_that_ended_in_its_first_save_can_begin_again(text, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    assert finished("--data", text, "--steps", 3, "--out", whole, *SMALL)[0] == 0
+    given = dict(zip([name[2:].replace("-", "_") for name in SMALL[::2]], map(int, SMALL[1::2])))
+    for name in "save_training", "save_tokenizer":
+        folder, place = tmp_path / name, train if name == "save_training" else train.Run
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, lambda *_: 1 / 0)
+            run = train.Run(train.complete(given | {"data": [str(text)], "steps": 3}), folder)
+            with pytest.raises(ZeroDivisionError):
+                train.train(run)
+        (folder / "training.safetensors.new").write_bytes(b"a part")
+        assert "no run to go on with" in finished("--resume", folder)[2]
+        assert finished("--data", text, "--steps", 3, "--out", folder, *SMALL)[0] == 0
+        assert weights(folder) == weights(whole)
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_saved_stays(run, text, tmp_path):
+    """The largest file that the process may write stands in for a disk without room."""
+    folder = shutil.copytree(run[0], tmp_path / "copy")
+    before = (folder / "training.safetensors").read_bytes()
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    new = "--data", text, "--out", tmp_path / "new", *SMALL
+    for arguments in ("--resume", folder, "--steps", 70), (*new, "--steps", 3):
+        process = command(*arguments, preexec_fn=limit)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and "cannot be written" in err and err.count("\n") == 1, err
+    assert (folder / "training.safetensors").read_bytes() == before
+    assert finished("--resume", folder, "--steps", 70)[0] == 0
+    assert finished(*new, "--steps", 3)[0] == 0  # in the folder of the run that could not begin
+
+
+def test_all_files_may_be_read_by_the_same_people(run):
+    assert len({path.stat().st_mode for path in run[0].iterdir()}) == 1
+
+
+def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with train.thread_pool(8) as pool:
+        folders = list(pool.map(lambda _: train.new_folder(), range(40)))
+    assert sorted(folders) == sorted(f"runs/{i}" for i in range(1, 41)) and all(map(os.path.isdir, folders))
 
 
 @pytest.mark.parametrize("attention", ["sliding", "strided", "fixed", "bigbird"])
@@ -322,6 +424,19 @@ def test_any_number_of_experts_fits_the_sibling(arch, experts):
     assert config.experts == experts and not config.norm_topk_prob  # which would leave the router without a gradient
 
 
+@pytest.mark.parametrize("attention, exponent", [("sliding", 2), ("strided", 1.5), ("fixed", 1.5), ("bigbird", 1)])
+def test_the_work_of_sparse_attention_grows_as_the_docstring_says(attention, exponent):
+    """Keys that are looked at, as the context of a sibling grows; a sliding window is a fixed share of it."""
+    work = []
+    for context in 1024, 16384:
+        settings = {name: default for name, (_, default, _) in train.SETTINGS.items()}
+        config = train.sibling(settings | {"attention": attention, "context": context}, SimpleNamespace(vocab_size=300))
+        plan = tiles(context, context, True, config.window(0), config.pattern(0), 16, 16)
+        length = lambda cols: cols.stop - cols.start if isinstance(cols, slice) else len(cols)
+        work.append(sum((rows.stop - rows.start) * sum(map(length, columns)) for rows, columns in plan))
+    assert np.log(work[1] / work[0]) / np.log(16) == pytest.approx(exponent, abs=0.1)
+
+
 def test_a_taken_folder_is_left_alone(run, text):
     folder, _ = run
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -377,6 +492,50 @@ def test_resuming_what_cannot_be_resumed_is_one_sentence(run, text, tmp_path):
     (damaged / "training.safetensors").write_bytes((run[0] / "training.safetensors").read_bytes()[:1000])
     code, _, err = finished("--resume", damaged)
     assert code == 1 and "damaged" in err and err.count("\n") == 1
+
+
+def set_in(tree, path, value):
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+@pytest.mark.parametrize("value", [None, -1, 1.5, "x", [], [1], {}, True, float("nan"), [[]]])
+def test_a_damaged_header_of_a_run_is_one_sentence(value, run, tmp_path):
+    """Whatever stands where a number, a name or the settings should: the run goes on, or says what is wrong."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(run[0], tmp_path / "damaged")
+    path = folder / "training.safetensors"
+    progress, arrays = train.read_progress(folder), load_file(path)
+    places = [[name] for name in progress] + [["settings", name] for name in progress["settings"]]
+    for place in [["settings", "unknown"], *places]:
+        changed = json.loads(json.dumps(progress))
+        set_in(changed, place, value)
+        save_file(arrays, path, {"progress": json.dumps(changed)})
+        try:
+            given = {name: default for name, (_, default, _) in train.SETTINGS.items()}
+            train.Run(given | train.read_progress(folder)["settings"] | {"threads": 1}, folder, resume=True)
+        except (ValueError, OSError) as error:
+            assert len(str(error)) < 300 and "\n" not in str(error)
+
+
+def test_weights_that_are_not_of_the_model_are_one_sentence(run, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(run[0], tmp_path / "damaged")
+    path = folder / "training.safetensors"
+    notes, arrays = train.checkpoint.metadata(path), load_file(path)
+    norm = "params/model.norm.weight"
+    for changed in (
+        {name: w for name, w in arrays.items() if name != norm},
+        arrays | {norm: np.ones(3, np.float32)},
+        arrays | {"x": np.ones(3, np.float32)},
+        arrays | {"state/m/x": np.ones(3, np.float32)},
+    ):
+        save_file(changed, path, notes)
+        code, _, err = finished("--resume", folder)
+        assert code == 1 and "damaged" in err and err.count("\n") == 1, err
 
 
 # --- fine-tuning ---
@@ -440,10 +599,12 @@ def test_the_targets_of_fine_tuning_are_the_answers(base, chats, tmp_path):
         inputs, targets, segments = run.batch()
         assert inputs.shape == targets.shape == segments.shape == (4, 64)
         said += run.tokenizer.decode(targets[targets != IGNORE].tolist()).split("<|im_end|>")[:-1]
-    asked = [messages[1]["content"] for i, messages in enumerate(map(conversation, range(40))) if i % 10 != 9]
+    asked = [messages[1]["content"] for i, messages in enumerate(map(conversation, range(40))) if i % 10 < 8]
     assert sorted(said) == sorted(4 * asked)
-    answers = run.tokenizer.decode(run.held_out[1][run.held_out[1] != IGNORE].tolist())
-    assert answers == "".join(conversation(i)[1]["content"] + "<|im_end|>" for i in (9, 19, 29, 39))
+    for part, first in ("val", 8), ("test", 9):
+        (_, targets, _), _ = run.held_out[part]
+        answers = run.tokenizer.decode(targets[targets != IGNORE].tolist())
+        assert answers == "".join(conversation(i)[1]["content"] + "<|im_end|>" for i in range(first, 40, 10))
 
 
 def test_every_row_comes_once_before_any_comes_again(base, chats, tmp_path):
@@ -463,7 +624,7 @@ def test_fine_tuning_learns_to_answer_and_to_stop(assistant, adapted):
     folder = assistant[adapted]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train_loss"] < (0.9 if adapted else 0.6) * lines[0]["train_loss"]
-    assert "val_loss" in lines[-1] and not any("val_bits_per_byte" in line for line in lines)
+    assert "test_loss" in lines[-1] and not any("bits_per_byte" in name for line in lines for name in line)
     params, config = model.load(folder)
     tokenizer = train.bpe.load(folder / "tokenizer.json")
     end = train.chat.end_token(tokenizer)
@@ -536,8 +697,8 @@ def test_an_assistant_is_fine_tuned_again(assistant, chats, tmp_path):
     ],
 )
 def test_any_conversation_with_an_answer_can_be_learned_from(messages, base, tmp_path):
-    run = run_of(tmp_path, finetune=[str(write_chats(tmp_path / "x.jsonl", 2 * [messages]))], init=str(base), steps=4)
-    assert np.isfinite(train.train(run)["val_loss"])
+    run = run_of(tmp_path, finetune=[str(write_chats(tmp_path / "x.jsonl", 3 * [messages]))], init=str(base), steps=4)
+    assert np.isfinite(train.train(run)["test_loss"])
     _, config = model.load(run.folder)
     assert config.vocab_size == 272
 

@@ -1,0 +1,217 @@
+"""README.md and benchmarks/README.md: their snippets and commands are run as they are written, at a small size."""
+
+import argparse
+import ast
+import importlib
+import io
+import json
+import math
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import attention
+import data
+import layers
+import moe
+import policy
+import train
+from backend import to_numpy, xp
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text, language):
+    """The fenced blocks of a language; of "" those of none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in fenced if name == language]
+
+
+def commands(text):
+    """What a text tells to run, each once: [script, argument, ...], be it in a block or in a sentence."""
+    found = re.findall(r"(?:\bpython |`(?=\S+\.py --))(\w[\w/]*\.py[^`\n]*)", text)
+    return [list(words) for words in dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in found)]
+
+
+COMMANDS = commands(README)
+
+
+def test_nothing_is_overlooked():
+    scripts = {script for script, *_ in COMMANDS}
+    assert {"bpe.py", "posenc.py", "attention.py", "moe.py", "model.py"} <= scripts
+    assert {"train.py", "rlhf.py", "cot.py", "evals.py"} <= scripts
+    shell = [line for block in blocks(README, "sh") for line in block.splitlines() if line.startswith("python ")]
+    assert len(shell) >= 10
+    assert all(shlex.split(line, comments=True)[1:] in COMMANDS for line in shell)
+    scripts = {path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert {f"benchmarks/{path.name}" for path in scripts} == {script for script, *_ in commands(BENCHMARKS)}
+
+
+# --- a small world, in which every file and folder that is named exists ---
+
+TINY = {"layers": 1, "hidden": 16, "heads": 2, "kv_heads": 1, "vocab": 300, "batch": 2, "context": 160}
+SIZES = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+MODULES = "argparse ast bisect calendar copy csv datetime fnmatch glob heapq json os random shutil string textwrap"
+
+
+@pytest.fixture(scope="module")
+def library():
+    """The docstrings of some modules of the standard library, in place of all."""
+    found = {}
+    for name in MODULES.split():
+        tree = ast.parse(Path(importlib.import_module(name).__file__).read_bytes())
+        found[name] = [pair for pair in data.docstrings(tree, name) if pair[1]]
+    return lambda: found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a text, conversations, a language model and one that converses."""
+    folder = tmp_path_factory.mktemp("readme")
+    rng, words = np.random.default_rng(0), "once upon a time there was one who read what it does to them".split()
+    book, chats = str(folder / "book.txt"), str(folder / "CHAT.jsonl")
+    Path(book).write_text(" ".join(rng.choice(words, 20000)))
+    turns = [[{"role": "user", "content": f"{a}?"}, {"role": "assistant", "content": b}] for a in words for b in words]
+    Path(chats).write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    base, tuned = str(folder / "runs" / "book"), str(folder / "runs" / "2")
+    train.main([*SIZES, "--data", book, "--steps", "2", "--out", base])
+    train.main(["--finetune", chats, "--init", base, "--steps", "1", "--out", tuned])
+    for name, like in {"checkpoint": base, "runs/1": base, "DIR": tuned}.items():
+        shutil.copytree(like, folder / name)
+    return folder
+
+
+@pytest.fixture
+def here(world, library, tmp_path, monkeypatch):
+    """A copy of the world, in which the test is, and in which time flies."""
+    folder = tmp_path / "world"
+    shutil.copytree(world, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(data, "library", library)
+    monkeypatch.setattr(policy, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
+    for name, value in TINY.items():
+        kind, _, text = train.SETTINGS[name]
+        monkeypatch.setitem(train.SETTINGS, name, (kind, value, text))
+    return folder
+
+
+def run(script, *arguments):
+    """Runs a script as the command line does; AssertionError with what it says where it fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1\nWhat does it do?\n\n")))  # at the terminal
+        patch.setenv("BACKEND", os.environ.get("BACKEND", ""))  # which the benchmarks set
+        patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            assert end.code in (None, 0), end.code
+
+
+# --- snippets ---
+
+
+def test_the_snippets_compute_what_they_say(here, capsys):
+    random = xp.random.default_rng(0).standard_normal
+    x, weight, dy = random((3, 4)), random(4), random((3, 4))
+    names = {"rms_norm": layers.rms_norm, "x": x, "weight": weight, "dy": dy}
+    for snippet in blocks(README, "python"):
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert names["dx"].shape == x.shape and names["dweight"].shape == weight.shape
+    params, tokens, logits = names["params"], to_numpy(names["tokens"]), to_numpy(names["logits"])
+    assert logits.shape == (*tokens.shape, names["config"].vocab_size)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    of_the_next = np.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)
+    assert math.isfinite(names["loss"]) and names["loss"] == pytest.approx(-of_the_next.mean(), rel=1e-5)
+    assert {name: g.shape for name, g in names["grads"].items()} == {name: w.shape for name, w in params.items()}
+    printed = [int(line) for line in capsys.readouterr().out.split()]
+    assert 1 <= len(printed) <= 20 and all(0 <= token < logits.shape[-1] for token in printed)
+
+
+# --- commands ---
+
+
+class Parsed(BaseException):
+    """The command line is understood."""
+
+
+@pytest.mark.parametrize("words", COMMANDS + commands(BENCHMARKS), ids=" ".join)
+def test_every_option_of_a_command_exists(words, here, monkeypatch):
+    script, *arguments = (word for word in words if word[0] != "[")  # [FILE] may be left out
+    assert (ROOT / script).is_file()
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *arguments):
+        parse(self, *arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    names = {"TASK": "text", "NAME": "qwen3"}
+    if arguments and arguments != ["--help"]:
+        with pytest.raises(Parsed):
+            run(script, *(names.get(word, word) for word in arguments))
+
+
+def small(script, arguments):
+    """The command's arguments with what makes them small."""
+    names = {"TASK": "text", "F": "book.txt", "NAME": "deepseek-v3", "FILE": "book.txt"}
+    arguments = [names.get(word, word) for word in arguments]
+    given = set(arguments)
+    if script == "model.py" and "--load" in given:
+        arguments += ["--max-new-tokens", "3"]
+    if script == "evals.py" and "--load" in given:
+        arguments += ["--limit", "1"]
+    if script == "train.py":
+        arguments += ["--steps", "3"]
+        if not given & {"--init", "--resume"}:
+            arguments += SIZES
+    if script == "rlhf.py":
+        arguments += ["--minutes", "0.01"]
+    return arguments
+
+
+def short_cot(*arguments):
+    import cot
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
+        cot.main(arguments)
+
+
+SHORT = {  # the three that take long
+    ("attention.py",): lambda: attention.demo(sizes=(64, 128, 256)),
+    ("moe.py",): lambda: moe.demo(steps=20, counts=(2,)),
+    ("cot.py",): lambda: short_cot("--minutes", "0.01"),
+}
+MADE = {"train.py": "model.safetensors", "rlhf.py": "summary.json", "cot.py": "summary.json"}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_runs(words, here, capsys):
+    script, *arguments = words
+    if script == "attention.py" and xp is not np:
+        pytest.skip("measures a CPU")
+    if "--out" in arguments:
+        shutil.rmtree(arguments[arguments.index("--out") + 1])
+    before = set(here.rglob("*"))
+    SHORT.get(tuple(words), lambda: run(script, *small(script, arguments)))()
+    printed = capsys.readouterr().out
+    assert printed
+    new = {path.name for path in set(here.rglob("*")) - before}
+    if script in MADE and not {"--help", "--load", "--human", "--resume"} & set(arguments):
+        assert MADE[script] in new
+    elif not arguments and script != "model.py":
+        assert script.replace(".py", ".png") in new
+    if script == "model.py" and "--prompt" in arguments:
+        assert printed.startswith(arguments[arguments.index("--prompt") + 1])
+    if words == ["model.py"]:
+        assert printed in blocks(README, "")  # the README shows it
