@@ -24,6 +24,7 @@ import bpe
 import chat
 import data
 import model
+from engine.files import json_lines, read_text
 from evals import proportion
 from policy import as_rows, copied, evaluate, sample_answers
 
@@ -180,17 +181,17 @@ def read_comparisons(path):
     ValueError with the line that is not one.
     """
     comparisons = []
-    text = data.read_text(path) if os.path.exists(path) and os.path.getsize(path) else ""
-    for number, line in enumerate(text.split("\n")[:-1], 1):
+    text = read_text(path) if os.path.exists(path) and os.path.getsize(path) else ""
+    for where, comparison in json_lines(text[: text.rfind("\n") + 1], path):
         try:
-            comparison = json.loads(line)
             tokens, chosen = comparison["tokens"], comparison["chosen"]
-            good = len(tokens) == 2 and all(tokens) and all(type(i) is int for answer in tokens for i in answer)
-            good = good and isinstance(comparison["question"], str) and chosen in (0, 1, None)
-        except (ValueError, TypeError, KeyError):
+            ids = [i for answer in tokens for i in answer]
+            good = len(tokens) == 2 and all(tokens) and all(type(i) is int and 0 <= i < 2**31 for i in ids)
+            good = good and isinstance(comparison["question"], str) and (chosen is None or type(chosen) is int)
+        except (TypeError, KeyError):
             good = False
-        if not good:
-            raise ValueError(f"{path}, line {number}, is not a comparison of two answers")
+        if not good or chosen not in (0, 1, None):
+            raise ValueError(f"{where}: not a comparison of two answers")
         comparisons.append(comparison)
     return comparisons
 

@@ -13,13 +13,13 @@ import json
 import math
 import os
 import re
-import reprlib
 from contextlib import suppress
 
 import numpy as np
 
 from architectures import Config, shapes
 from backend import to_numpy, xp
+from engine.files import parse_json, read_text, shown
 
 # ------------------------------------------------------------------------------------------ *.safetensors
 
@@ -192,13 +192,6 @@ def existing(folder):
         raise ValueError(f"{folder} is not a folder with a checkpoint")
     download = f"hf download {folder} --local-dir {name}"  # of huggingface_hub
     raise ValueError(f"there is no folder {folder}: if it is a published model, `{download}` makes a folder {name}")
-
-
-def shown(value):
-    """What a file says, cut so short that it can stand in a sentence."""
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxlong = 80
-    return brief.repr(value)[:80]
 
 
 def _mapped_shards(folder):
@@ -468,11 +461,7 @@ def metadata(path):
 
 def read_json(path):
     """The object in a JSON file; ValueError where there is none."""
-    with open(_regular(path), encoding="utf-8") as file:
-        try:
-            value = json.load(file)
-        except (ValueError, RecursionError):
-            raise ValueError(f"{path} is not JSON") from None
+    value = parse_json(read_text(_regular(path)), path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value

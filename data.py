@@ -10,13 +10,14 @@ setting are chosen; and one for the test, which chooses nothing and is read once
 """
 
 import ast
-import json
 import re
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
+from engine.files import json_lines, read_text
 
 
 @lru_cache(maxsize=1)
@@ -81,18 +82,6 @@ def unread(texts, known):
     return [text for text in kept if text]
 
 
-def read_text(path):
-    """A UTF-8 file; ValueError with the place where it is not UTF-8, or if it is empty."""
-    with open(path, "rb") as file:
-        data = file.read()
-    if not data:
-        raise ValueError(f"{path} is empty")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
-
-
 def texts(paths):
     """Texts to train on, to validate on and to test on: three lists of strings.
 
@@ -151,18 +140,15 @@ def read_conversations(path):
     commonly tuned on: a list of lists of messages. ValueError with the line that is not one.
     """
     conversations = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines cuts at U+2028 too, which JSON may hold
-        if not line.strip():
-            continue
+    for where, row in json_lines(read_text(path), path):
         try:
-            messages = json.loads(line)["messages"]
+            messages = row["messages"]
             roles, contents = zip(*((message["role"], message["content"]) for message in messages))
             good = all(isinstance(x, str) for x in roles + contents) and {*roles} <= {"system", "user", "assistant"}
-            "".join(contents).encode()  # half of a surrogate pair is no text
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             good = False
         if not good or "assistant" not in roles:
-            raise ValueError(f"{path}, line {number}, is not a conversation with an answer of the assistant")
+            raise ValueError(f"{where}: not a conversation with an answer of the assistant")
         conversations.append(messages)
     if not conversations:
         raise ValueError(f"{path} holds no conversation")

@@ -15,9 +15,8 @@ line runs one. The files it reads are those the benchmarks are published in.
 """
 
 import collections
-import csv
-import gzip
-import io
+import decimal
+import itertools
 import json
 import math
 import os
@@ -25,11 +24,11 @@ import re
 import sys
 import types
 import unicodedata
-import zlib
 
 import numpy as np
 
 from engine import cli
+from engine.files import read_json, read_rows, read_text, shown
 from sandbox import run_program
 
 # ---------------------------------------------------------------------------------------------- intervals
@@ -70,9 +69,9 @@ def read_votes(path):
     votes = []
     for where, row in read_rows(path, {"model_a": str, "model_b": str, "winner": str}):
         if row["winner"] not in SCORES:
-            raise ValueError(f"{where}: the winner {row['winner']!r} is none of {', '.join(SCORES)}")
+            raise ValueError(f"{where}: the winner {shown(row['winner'])} is none of {', '.join(SCORES)}")
         if row["model_a"] == row["model_b"]:
-            raise ValueError(f"{where}: {row['model_a']} is compared with itself")
+            raise ValueError(f"{where}: {shown(row['model_a'])} is compared with itself")
         votes.append((row["model_a"], row["model_b"], SCORES[row["winner"]]))
     return votes
 
@@ -137,10 +136,11 @@ def bradley_terry(votes, prior=0.1, anchor=None, rounds=0, rng=None):
     for _ in range(len(models).bit_length()):
         reached = np.sign(reached @ reached)
     if not reached.all():
-        groups = [", ".join(m for m, r in zip(models, row) if r) for row in np.unique(reached, axis=0)]
-        raise ValueError(f"no votes compare these groups of models, so no ratings do: {' | '.join(groups)}")
+        groups = [shown(", ".join(m for m, r in zip(models, row) if r)) for row in np.unique(reached, axis=0)]
+        groups = " | ".join([*groups[:2], *(["..."] if groups[2:] else [])])
+        raise ValueError(f"no votes compare these groups of models, so no ratings do: {groups}")
     if anchor is not None and anchor not in index:
-        raise ValueError(f"the anchor {anchor} is in no vote")
+        raise ValueError(f"the anchor {shown(anchor)} is in no vote")
 
     def ratings(counts):  # (rounds, cells) -> (rounds, models)
         wins = np.zeros((len(counts), len(models), len(models))) + prior / 2 * met
@@ -165,29 +165,48 @@ def read_arc(path):
     *solutions.json beside it. A grid is a list of rows of colours from 0 to 9.
     """
     if os.path.isdir(path):
-        files = sorted(name for name in os.listdir(path) if name.endswith(".json"))
-        tasks = {name[:-5]: read_json(os.path.join(path, name)) for name in files}
+        files = {name.removesuffix(".json"): os.path.join(path, name) for name in sorted(os.listdir(path))}
+        tasks = {name: read_json(file) for name, file in files.items() if file.endswith(".json")}
+        places = files
     else:
         tasks = read_json(path)
-        if isinstance(tasks, dict) and {"train", "test"} <= tasks.keys():
+        if not isinstance(tasks, dict):
+            raise ValueError(f"{path}: not ARC tasks, which are an object")
+        if {"train", "test"} & tasks.keys():
             tasks = {os.path.basename(path).removesuffix(".json"): tasks}
+        places = {name: f"{path}, task {shown(name)}" for name in tasks}
+    if not tasks:
+        raise ValueError(f"{path}: no ARC tasks")
     beside = os.path.join(os.path.dirname(path), os.path.basename(path).replace("challenges", "solutions"))
-    try:
-        if "challenges" in os.path.basename(path) and os.path.exists(beside):
-            for name, grids in read_json(beside).items():
-                for pair, grid in zip(tasks[name]["test"], grids):
+    if "challenges" in os.path.basename(path) and os.path.isfile(beside):
+        solutions = read_json(beside)
+        try:
+            for name, task in tasks.items():
+                for pair, grid in zip(task["test"], solutions[name], strict=True):
                     pair["output"] = grid
-        grids = [pair[side] for t in tasks.values() for part in ("train", "test") for pair in t[part] for side in pair]
-        pairs = [pair for task in tasks.values() for pair in task["test"]]
-        right = all(is_grid(grid) for grid in grids) and all({"input", "output"} <= pair.keys() for pair in pairs)
-    except (TypeError, KeyError, AttributeError, IndexError):
-        right = False
-    if not right or not tasks or not all(task["test"] and task["train"] for task in tasks.values()):
-        raise ValueError(f"{path}: not ARC tasks with train and test pairs of input and output grids")
+        except (TypeError, KeyError, ValueError):
+            raise ValueError(f"{beside}: not a grid for each test input of {path}") from None
+    for name, task in tasks.items():
+        if fault := arc_fault(task):
+            raise ValueError(f"{places[name]}: not an ARC task: {fault}")
     return tasks
 
 
+def arc_fault(task):
+    """What keeps a value from being a task, in words, or None."""
+    for part in "train", "test":
+        pairs = task.get(part) if isinstance(task, dict) else None
+        if not isinstance(pairs, list) or not pairs:
+            return f"no {part} pairs"
+        for n, pair in enumerate(pairs, 1):
+            for side in "input", "output":
+                if not isinstance(pair, dict) or not is_grid(pair.get(side)):
+                    return f"{part} pair {n} has no grid as its {side}"
+
+
 def is_grid(grid):
+    if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
+        return False
     rows = {len(row) for row in grid}
     return len(rows) == 1 and 0 not in rows and all(type(c) is int and 0 <= c <= 9 for row in grid for c in row)
 
@@ -197,13 +216,22 @@ def grid_text(grid):
     return "\n".join(" ".join(map(str, row)) for row in grid)
 
 
+ROWS = r"\[\s*[0-9][0-9\s,]*\](?:[\s,]*\[\s*[0-9][0-9\s,]*\])*"  # [1, 2], [3, 4], however they are laid out
+
+
 def parse_grid(text):
     """The last grid in a text, as `grid_text` or JSON writes one, or None."""
-    text = re.sub(r"\]\s*,\s*\[", "\n", text)
+
+    def as_lines(found):
+        rows = re.findall(r"\[\s*([0-9][0-9\s,]*)\]", found[0])
+        return "\n\n" + "\n".join(" ".join(re.findall("[0-9]+", row)) for row in rows) + "\n\n"
+
+    text = re.sub(rf"\[\s*{ROWS}[\s,]*\]|^\s*{ROWS}[\s,]*$", as_lines, text, flags=re.M)
     blocks, block = [], []
     for line in [*text.splitlines(), ""]:
-        if re.fullmatch(r"[\s\[\],|]*\d[\d\s\[\],|]*", line):
-            block.append([int(c) for c in line if c in "0123456789"])
+        if re.fullmatch(r"[\s,|]*[0-9][0-9\s,|]*", line):
+            cells = re.findall("[0-9]+", line)
+            block.append([int(c) for c in (cells[0] if len(cells) == 1 else cells)])  # 012 is a row of three
         elif block:
             blocks, block = [*blocks, block], []
     return blocks[-1] if blocks and is_grid(blocks[-1]) else None
@@ -255,38 +283,74 @@ def read_hle(path):
     return [row for row in rows if not row.get("image")], sum(bool(row.get("image")) for row in rows)
 
 
+EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|`)(?=\S)(.+?)(?<=\S)\1(?![\w*])")  # in Markdown, not the * of 2*3 or C*
+LABEL = r"\W*(?:(?:exact |final )?answer|explanation|confidence)\W*:"
+
+
 def parse_answer(text):
     """(answer, confidence) of an answer in HLE's format, the last of each; confidence in [0, 1].
 
-    Without a line "Answer:" the answer is the last line; without a confidence that is 1, as the benchmark has it.
+    The answer is what stands behind "Answer:", or on the next line; else behind "the answer is"; else the last line
+    without a label. Without a confidence that is 1, as the benchmark has it.
     """
-    answers = re.findall(r"^\W*(?:exact |final )?answer\W*:[\s*]*(\S.*)$", text, re.I | re.M)
+    text = EMPHASIS.sub(r"\2", text)
+    for label in r"^\W*(?:exact |final )?answer\W*:\**", r"\banswer(?: is\b|:):?":
+        answers = re.findall(rf"{label}\s*(?!{LABEL})(\S.*)$", text, re.I | re.M)
+        if answers:
+            break
+    else:
+        answers = [line for line in text.splitlines() if line.strip() and not re.match(LABEL, line, re.I)] or [""]
     told = re.findall(r"^\W*confidence\W*:[\s*~]*(\d*\.?\d+)\s*(%?)", text, re.I | re.M)
     sure = [float(number) * (100 if "." in number and float(number) <= 1 and not sign else 1) for number, sign in told]
-    answer = answers[-1] if answers else (text.strip().splitlines() or [""])[-1]
-    return answer.strip(), min(1.0, sure[-1] / 100) if sure else 1.0
+    return answers[-1].strip(), min(1.0, sure[-1] / 100) if sure else 1.0
 
 
 def same_answer(given, expected, answer_type="exactMatch"):
     """Equality after normalisation, where the benchmark asks a judge model, which also accepts other wordings.
 
-    Of a multiple choice the first letter that stands alone. Else case, blanks, a final stop, TeX's $ and \\boxed{}, and
-    thousands' commas do not count, and numbers are compared as numbers.
+    Of a multiple choice the letter that is named. Else case, blanks, a final stop, emphasis, TeX's $ and \\boxed{}, and
+    thousands' commas do not count, and numerals are compared as numbers. Nothing is computed: 10² is 10^2, not 100.
     """
-    if answer_type == "multipleChoice":
-        letters = re.findall(r"(?<![^\W_])[A-Z](?![^\W_])", given)
-        return letters[:1] == [expected.strip()]
-
-    def normal(text):
-        text = unicodedata.normalize("NFKC", text).casefold().replace("$", "").strip(" \t\n.*")
-        text = re.sub(r"\\boxed\{(.*)\}", r"\1", text)
-        return " ".join(re.sub(r"(?<=\d),(?=\d{3})", "", text).split())
-
+    expected = expected.strip()
+    if answer_type == "multipleChoice" and re.fullmatch("[A-Z]", expected):
+        return named_choice(given) == expected
     given, expected = normal(given), normal(expected)
-    try:
-        return given == expected or float(given) == float(expected)
-    except ValueError:
-        return False
+    if NUMERAL.fullmatch(given) and NUMERAL.fullmatch(expected):
+        return decimal.Decimal(given) == decimal.Decimal(expected)
+    return given == expected
+
+
+def named_choice(text):
+    """The letter that an answer to a multiple choice names, or None: the first that stands alone, unless another one
+    stands beside it, as in "B or C". A lone letter may be a small one.
+    """
+    text = EMPHASIS.sub(r"\2", text)
+    if alone := re.fullmatch(r"\W*([A-Za-z])\W*", text):
+        return alone[1].upper()
+    # A and I are words too, if another word follows that may stand behind an article or a pronoun; but in the middle of
+    # a sentence the article is no capital
+    text = re.sub(r"\bI(?=['’])|\b(?:I|(?<![\w,] )A)(?= (?!(?:or|and|is|because)\b)[a-z])", "", text)
+    letters = list(re.finditer(r"(?<![^\W_])(?<!['’-])(?<!\bnot )[A-Z](?![^\W_]|['’-]\w)", text))
+    if len({letter[0] for letter in letters[:2]}) == 2:
+        between = text[letters[0].end() : letters[1].start()]
+        if re.fullmatch(r"\W*(?:(?:or|nor|and)\b\W*)?", between):
+            return None
+    return letters[0][0] if letters else None
+
+
+NUMERAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,6})?")
+THOUSANDS = re.compile(r"(?<![\w.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![\w,])")
+SPELLED = {"<super>": "^{%s}", "<sub>": "_{%s}", "<fraction>": " %s"}  # what NFKC would make digits like any: 10², 2½
+
+
+def normal(text):
+    """A text without what does not count when answers are compared."""
+    kind = lambda char: SPELLED.get(unicodedata.decomposition(char).split(" ")[0], "%s")
+    text = "".join(form % unicodedata.normalize("NFKC", "".join(run)) for form, run in itertools.groupby(text, kind))
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text).replace("\u2044", "/").replace("$", "").casefold()
+    text = re.sub(r"\\boxed\{(.*)\}", r"\1", EMPHASIS.sub(r"\2", text)).strip().rstrip(". ")
+    text = re.sub(r"([\^_])\{(\w|[+-]?[0-9]+)\}", r"\1\2", text)  # as TeX may write it too
+    return " ".join(THOUSANDS.sub(lambda number: number[0].replace(",", ""), text).split())
 
 
 def calibration_error(confidence, correct, size=100):
@@ -417,7 +481,8 @@ def read_choice(path):
             texts, labels = (choices, None) if isinstance(choices, list) else (choices["text"], choices["label"])
             if type(answer) is not int:
                 answer = (labels or [chr(ord("A") + i) for i in range(len(texts))]).index(answer)
-            right = isinstance(question, str) and all(isinstance(text, str) and text for text in texts)
+            right = isinstance(question, str) and isinstance(texts, list)
+            right = right and all(isinstance(text, str) and text for text in texts)
             if not right or not 0 <= answer < len(texts):
                 raise TypeError
             questions.append({"question": question, "choices": texts, "answer": answer})
@@ -463,70 +528,16 @@ def score_text(windows, rng):
     return measures, [dict(zip(("nats", "tokens", "bytes"), window)) for window in windows]
 
 
-# -------------------------------------------------------------------------------------------------- files
-
-
-def read_text(path):
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
-            return file.read()
-    except (UnicodeDecodeError, EOFError, zlib.error):
-        raise ValueError(f"{path} is not UTF-8 text, or is cut off") from None
-
-
-def read_json(path):
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-
-
-def read_rows(path, fields):
-    """The rows of a .json (a list), .jsonl or .csv file, or one of these as .gz, as (where, row) for error messages.
-
-    fields: {name: type, or the values it may have}. Raises ValueError, with file and line, for a row without one.
-    """
-    kind, rows = path.removesuffix(".gz").rpartition(".")[2], []
-    if kind == "json":
-        content = read_json(path)
-        if not isinstance(content, list):
-            raise ValueError(f"{path}: not a list of rows")
-        rows = [(f"{path}, row {n}", row) for n, row in enumerate(content, 1)]
-    elif kind == "csv":
-        csv.field_size_limit(1 << 30)  # whole conversations
-        reader = csv.DictReader(io.StringIO(read_text(path)))
-        try:
-            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-    else:
-        for n, line in enumerate(read_text(path).split("\n"), 1):
-            try:
-                rows += [(f"{path}, line {n}", json.loads(line))] if line.strip() else []
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{path}, line {n}: not JSON: {error}") from None
-    if not rows:
-        raise ValueError(f"{path} is empty")
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not an object with fields")
-        for name, kind in fields.items():
-            if not isinstance(row.get(name), kind) if isinstance(kind, type) else row.get(name) not in kind:
-                kinds = "text" if isinstance(kind, type) else " or ".join(kind)
-                raise ValueError(f"{where}: the field {name!r} is missing, or is not {kinds}")
-    return rows
-
-
 # ------------------------------------------------------------------------------------------- command line
 
 SAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "samples")
-TASKS = {  # task: (the sample it takes without --file, new tokens an answer may have)
-    "arena": ("votes.jsonl", None),
-    "arc": ("arc", 1024),
-    "hle": ("hle.jsonl", 512),
-    "humaneval": ("humaneval.jsonl", 384),
-    "choice": ("choice.jsonl", None),
-    "text": ("text.txt", None),
+TASKS = {  # task: (the sample it takes without --file, what reads it, new tokens an answer may have)
+    "arena": ("votes.jsonl", read_votes, None),
+    "arc": ("arc", read_arc, 1024),
+    "hle": ("hle.jsonl", read_hle, 512),
+    "humaneval": ("humaneval.jsonl", read_humaneval, 384),
+    "choice": ("choice.jsonl", read_choice, None),
+    "text": ("text.txt", read_text, None),
 }
 
 
@@ -592,19 +603,21 @@ def connect(folder):
     return types.SimpleNamespace(answer=answer, loglikelihood=loglikelihood, windows=windows, chats=chats)
 
 
-def evaluate(task, path, args):
-    """(measures, items, notes) of a task, with the model in args.load."""
-    from tqdm import tqdm
-
-    rng, default_length = np.random.default_rng(args.seed), TASKS[task][1]
+def evaluate(task, path, args, bar):
+    """(measures, items, notes) of a task, with the model in args.load. bar: counts the prompts."""
+    rng, (_, read, default_length) = np.random.default_rng(args.seed), TASKS[task]
+    content = read(path)  # before the model, which may take minutes
     if task == "arena":
-        votes = read_votes(path)[: args.limit]
+        votes = content[: args.limit]
         online = elo(votes)
-        ratings = bradley_terry(votes, anchor=args.anchor, rounds=1000, rng=rng)
+        try:
+            ratings = bradley_terry(votes, anchor=args.anchor, rounds=1000, rng=rng)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         return ratings, [{"model": name, "elo": online[name]} for name in ratings], [f"{len(votes):,} votes"]
     known = connect(args.load)
     length, temperature = args.max_new_tokens or default_length, args.temperature
-    too_long, notes, bar = [], [], tqdm(unit=" prompts", leave=False, disable=None)
+    too_long, notes = [], []
 
     def ask(prompt, n=1, temperature=0.0, **options):
         texts = known.answer(prompt, n, length, temperature, rng, **options)
@@ -619,28 +632,27 @@ def evaluate(task, path, args):
         return value
 
     if task == "text":
-        measured = known.windows(read_text(path), args.limit)
+        measured = known.windows(content, args.limit)
         if not measured:
             raise ValueError(f"{path} is empty, or a single token")
         measures, items = score_text(measured, rng)
     elif task == "choice":
-        measures, items = score_choice(read_choice(path)[: args.limit], likelihood)
+        measures, items = score_choice(content[: args.limit], likelihood)
     elif task == "hle":
-        questions, images = read_hle(path)
+        questions, images = content
         notes = [f"{images} questions with an image are left out"] if images else []
         if not questions:
             raise ValueError(f"{path}: every question has an image")
         draw = lambda prompt: (ask(prompt, temperature=temperature or 0.0) or [None])[0]
         measures, items = score_hle(questions[: args.limit], draw, rng)
     elif task == "arc":
-        tasks = read_arc(path)
 
         def two(prompt):  # the likeliest answer, and one that is drawn; without a chat, an empty line ends the grid
             stops = () if known.chats else ("\n\n",)
             first = ask(prompt, stops=stops)
             return first and first + ask(prompt, temperature=0.8 if temperature is None else temperature, stops=stops)
 
-        measures, items = score_arc(dict(list(tasks.items())[: args.limit]), two)
+        measures, items = score_arc(dict(list(content.items())[: args.limit]), two)
     else:
         warmth = temperature if temperature is not None else 0.8 if args.samples > 1 else 0.0
 
@@ -650,8 +662,7 @@ def evaluate(task, path, args):
             return ask(problem["prompt"], args.samples, warmth, stops=STOPS)
 
         ks = [k for k in (1, 10, 100) if k <= args.samples]
-        measures, items = score_humaneval(read_humaneval(path)[: args.limit], draw, ks)
-    bar.close()
+        measures, items = score_humaneval(content[: args.limit], draw, ks)
     if any(too_long):
         notes += [f"{sum(too_long)} of {len(too_long)} prompts do not fit into the context window, and count as wrong"]
     return measures, items, [f"{len(items)} items", *notes]
@@ -661,10 +672,13 @@ def table(measures, unit=""):
     print(f"{unit:22}{'value':>9}   95 % interval")
     for name, numbers in measures.items():
         value, low, high = ("-" if x is None else f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3f}" for x in numbers)
+        name = name if name.isprintable() else shown(name)
         print(f"  {name:20}{value:>9}   {low} to {high}")
 
 
 def main(argv=None):
+    from tqdm import tqdm
+
     parser = cli.Parser(description="Score a model folder, or votes, on a benchmark; without options, a demo.")
     parser.add_argument("--load", metavar="DIR", help="checkpoint folder (arena needs none)")
     parser.add_argument("--task", choices=list(TASKS))
@@ -694,14 +708,19 @@ def main(argv=None):
             parser.error(f"--{name} is out of its range")
     path = args.file or os.path.join(SAMPLES, TASKS[args.task][0])
     if args.out:
+        new = not os.path.exists(args.out)
         open(args.out, "a").close()  # says now, not after all the work, where it cannot be written
-    measures, items, notes = evaluate(args.task, path, args)
+        if new:
+            os.remove(args.out)  # a run that fails leaves nothing
+    with tqdm(unit=" prompts", leave=False, disable=None) as bar:  # gone before anything is said
+        measures, items, notes = evaluate(args.task, path, args, bar)
     table(measures, args.task)
     print("; ".join(notes))
     if args.out:
         result = {name: dict(zip(("value", "low", "high"), numbers)) for name, numbers in measures.items()}
+        text = json.dumps({"task": args.task, "measures": result, "notes": notes, "items": items}, indent=1)
         with open(args.out, "w", encoding="utf-8") as file:
-            json.dump({"task": args.task, "measures": result, "notes": notes, "items": items}, file, indent=1)
+            file.write(text)
 
 
 # --------------------------------------------------------------------------------------------------- demo
@@ -720,7 +739,7 @@ HOSTILE = {
 def demo():
     """The benchmarks on the samples and, where answers are needed, on those of simple rules and simulated models."""
     rng = np.random.default_rng(0)
-    sample = {task: os.path.join(SAMPLES, name) for task, (name, _) in TASKS.items()}
+    sample = {task: os.path.join(SAMPLES, name) for task, (name, *_) in TASKS.items()}
     votes = read_votes(sample["arena"])
     ratings = bradley_terry(votes, rounds=1000, rng=rng)
     table(ratings, f"LMArena, {len(votes)} votes")

@@ -84,14 +84,22 @@ def test_one_comparison_in_ten_is_mistaken():
         '{"question": "q", "tokens": 1, "chosen": 1}',
         '{"question": [], "tokens": [[1], [2]], "chosen": 1}',
         '{"question": "q", "tokens": [[1], ["a"]], "chosen": 1}',
+        '{"question": "q", "tokens": [[1], [2]], "chosen": true}',
+        '{"question": "q", "tokens": [[1], [2]], "chosen": 1.0}',
+        '{"question": "q", "tokens": [[1], [2], [3]], "chosen": 1}',
+        '{"question": "q", "tokens": [[1], [-2]], "chosen": 1}',
+        '{"question": "q", "tokens": [[1], [99999999999999999999]], "chosen": 1}',
+        '{"question": "\\ud800", "tokens": [[1], [2]], "chosen": 1}',
         "[1]",
         "cut of",
+        "[" * 100_000,
+        "9" * 5000,
     ],
 )
 def test_a_damaged_file_of_comparisons_names_its_line(tmp_path, line):
     path = tmp_path / "comparisons.jsonl"
     path.write_text('{"question": "q", "tokens": [[1], [2]], "chosen": null}\n' + line + "\n")
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ValueError, match=r"comparisons\.jsonl, line 2: [a-zA-Z ,:]{9,80}$"):
         annotator.read_comparisons(path)
     assert annotator.read_comparisons(tmp_path / "none.jsonl") == []
 

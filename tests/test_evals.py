@@ -134,14 +134,51 @@ def test_elo_by_hand_and_its_order():
 grids = st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(st.integers(0, 9), min_size=n, max_size=n), min_size=1))
 
 
+words = st.text("abc .,:;()\n", max_size=20)
+FORMS = {"lines": evals.grid_text, "JSON": json.dumps}
+FORMS |= {f"JSON, {n} blanks": lambda grid, n=n: json.dumps(grid, indent=n) for n in range(5)}
+FORMS |= {
+    "a list a row": lambda grid: ",\n".join(map(json.dumps, grid)),
+    "rows of NumPy": lambda grid: str(np.array(grid)),
+    "digits": lambda grid: "\n".join("".join(map(str, row)) for row in grid),
+    "a table": lambda grid: "\n".join(f"| {' | '.join(map(str, row))} |" for row in grid),
+}
+
+
 @fast
-@given(grids, grids)
-def test_a_grid_is_found_in_an_answer(earlier, grid):
-    for text in evals.grid_text(grid), json.dumps(grid), json.dumps(grid, indent=1).replace(",\n   ", ", "):
-        answer = f"First I thought\n{evals.grid_text(earlier)}\nbut 3 rows make it\n\n{text}\n\nand no more."
-        if text == json.dumps(grid) or "[" not in text:
-            assert evals.parse_grid(answer) == grid
-    assert evals.parse_grid("1 2\n3") is None and evals.parse_grid("none") is None
+@given(grids, grids, words, words, words, st.sampled_from([*FORMS]))
+def test_the_last_grid_is_found_in_an_answer(earlier, grid, before, between, after, form):
+    for write in FORMS.values():
+        assert evals.parse_grid(write(grid)) == grid
+        answer = f"{before}\n{FORMS[form](earlier)}\n\n{between}\n{write(grid)}\n\n{after}"
+        assert evals.parse_grid(answer) == grid
+
+
+@fast
+@given(grids, words, words, st.sampled_from([None, *range(5)]))
+def test_a_grid_in_json_may_stand_in_a_sentence(grid, before, after, indent):
+    assert evals.parse_grid(f"{before}{json.dumps(grid, indent=indent)}{after}") == grid
+
+
+@pytest.mark.parametrize(
+    "text, grid",
+    [
+        ("none", None),
+        ("", None),
+        ("1 2\n3", None),
+        ("[[1, 2], [3]]", None),
+        ("[[12, 3]]", None),
+        ("[[1], []]", None),
+        ("[[1]] [[2]]", [[2]]),
+        ("[[[1, 2]], [[3, 4]]]", [[3, 4]]),
+        ("[[1, 2],\n [3, 4],\n]", [[1, 2], [3, 4]]),
+        ("```json\n[[1, 2], [3, 4]]\n```", [[1, 2], [3, 4]]),
+        ("1 2\n3 4\n\nas the cells [0, 1], [1, 2], [1, 1] change", [[1, 2], [3, 4]]),
+        ("1 2\n3 4\n\nof 2 rows", [[1, 2], [3, 4]]),
+    ],
+)
+def test_what_is_a_grid(text, grid):
+    assert evals.parse_grid(text) == grid
 
 
 def test_a_task_counts_by_its_test_inputs_solved_in_two_attempts():
@@ -158,7 +195,7 @@ def test_tasks_are_read_from_a_folder_a_file_and_kaggle_s_two_files(tmp_path):
     asked = {name: task | {"test": [{"input": p["input"]} for p in task["test"]]} for name, task in tasks.items()}
     challenges = tmp_path / "x_challenges.json"
     challenges.write_text(json.dumps(asked))
-    with pytest.raises(ValueError, match="not ARC tasks"):
+    with pytest.raises(ValueError, match="task '.*': not an ARC task: test pair 1 has no grid as its output"):
         evals.read_arc(str(challenges))
     (tmp_path / "x_solutions.json").write_text(json.dumps(solutions))
     assert evals.read_arc(str(challenges)) == tasks
@@ -199,21 +236,157 @@ def test_who_is_always_sure_and_half_right_is_off_by_a_half():
     assert evals.calibration_error([0.5] * 200, [0, 1] * 100) == 0
 
 
-def test_answers_are_read_and_compared():
-    text = "Explanation: because\n**Answer:** 2,520.\nConfidence: 85%"
-    assert evals.parse_answer(text) == ("2,520.", 0.85)
-    assert evals.parse_answer("Answer: a\nFinal answer: b\nConfidence: 150%") == ("b", 1.0)
-    assert evals.parse_answer("Answer:\n42\nConfidence: 0.85") == ("42", 0.85)
-    assert evals.parse_answer("Answer: 7\nConfidence: high (see step 3)") == ("7", 1.0)
-    assert evals.parse_answer("I say\n42") == ("42", 1.0) and evals.parse_answer("") == ("", 1.0)
-    for given_, expected in ("2,520.", "2520"), (" SEVILLE ", "Seville"), ("$\\boxed{3}$", "3.0"), ("a  b", "A b"):
-        assert evals.same_answer(given_, expected)
-    assert not evals.same_answer("252", "2520") and not evals.same_answer("Madrid", "Seville")
-    for given_ in "B", "(B)", "B. The integers", "It is B":
-        assert evals.same_answer(given_, "B", "multipleChoice")
-    assert not evals.same_answer("A or B", "B", "multipleChoice")
-    assert not evals.same_answer("Because", "B", "multipleChoice")
-    assert not evals.same_answer("DNA", "A", "multipleChoice")
+@pytest.mark.parametrize(
+    "text, answer, confidence",
+    [
+        ("Explanation: because\n**Answer:** 2,520.\nConfidence: 85%", "2,520.", 0.85),
+        ("**Answer: 2,520**\n**Confidence: 85%**", "2,520", 0.85),
+        ("Answer: a\nFinal answer: b\nConfidence: 150%", "b", 1.0),
+        ("Answer: C*\nConfidence: 85.5 %", "C*", 0.855),
+        ("Answer: x**2 + y**2", "x**2 + y**2", 1.0),
+        ("Answer: 7\nConfidence: high (see step 3)", "7", 1.0),
+        ("Answer:\n42\nConfidence: 0.85", "42", 0.85),
+        ("**Answer:**\n\n42\n\n**Confidence:** 85%", "42", 0.85),
+        ("Answer:\nConfidence: 85%", "", 0.85),
+        ("Answer:\n**Confidence:** 85%", "", 0.85),
+        ("Answer: 5\nAnswer:\nConfidence: 85%", "5", 0.85),
+        ("Answer: \nExplanation: 42 is even\nConfidence: 85%", "", 0.85),
+        ("Explanation: I think the answer is B.\nAnswer: C", "C", 1.0),
+        ("the answer is B.", "B.", 1.0),
+        ("So the final answer is: **42**", "42", 1.0),
+        ("Therefore the answer is:\n42\nConfidence: 85%", "42", 0.85),
+        ("So the answer: 42", "42", 1.0),
+        ("The answers are many\n42", "42", 1.0),
+        ("I say\n42", "42", 1.0),
+        ("42\nConfidence: 85%", "42", 0.85),
+        ("Confidence: 85%\n", "", 0.85),
+        ("", "", 1.0),
+    ],
+)
+def test_an_answer_and_its_confidence_are_read(text, answer, confidence):
+    assert evals.parse_answer(text) == (answer, confidence)
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        (".5", "0.5", True),
+        (".5", "5", False),
+        ("-.5", "-0.5", True),
+        ("-.5", ".5", False),
+        ("-5", "5", False),
+        ("−5", "-5", True),
+        ("+5", "5", True),
+        ("5.", "5", True),
+        ("5.0", "5", True),
+        ("50", "5", False),
+        ("$\\boxed{3}$.", "3.0", True),
+        ("2,520.", "2520", True),
+        ("252", "2520", False),
+        ("1,000", "1000", True),
+        ("-1,234,567.8", "-1234567.8", True),
+        ("1,00", "100", False),
+        ("1,2,3", "123", False),
+        ("0,125", "125", False),
+        ("1e3", "1,000", True),
+        ("1e-3", ".001", True),
+        ("1e3", "13", False),
+        ("1e999", "1e998", False),
+        ("9007199254740993", "9007199254740992", False),
+        ("0.1", "0.1000000000000000055511151231257827", False),
+        ("nan", "nan", True),
+        ("nan", "inf", False),
+        ("10²", "102", False),
+        ("10²", "10^2", True),
+        ("10²", "10^{2}", True),
+        ("10²", "100", False),  # nothing is computed
+        ("10⁻²³", "10^{-23}", True),
+        ("10⁻²³", "10-23", False),
+        ("x²", "x^2", True),
+        ("x²", "x2", False),
+        ("x^{2y}", "x^2y", False),
+        ("101₂", "101_2", True),
+        ("101₂", "1012", False),
+        ("½", "1/2", True),
+        ("2½", "2 1/2", True),
+        ("2½", "21/2", False),
+        ("\\frac{1}{2}", "0.5", False),
+        ("1/2", "0.5", False),
+        ("５", "5", True),
+        (" SEVILLE ", "Seville", True),
+        ("**Seville**", "Seville.", True),
+        ("`x`", "x", True),
+        ("Madrid", "Seville", False),
+        ("a  b", "A b", True),
+        ("C*", "C", False),
+        ("2*3*4", "23*4", False),
+        ("", "0", False),
+    ],
+)
+def test_answers_are_compared(one, other, same):
+    assert evals.same_answer(one, other) == evals.same_answer(other, one) == same
+
+
+@fast
+@given(st.text(), st.sampled_from(["exactMatch", "multipleChoice"]))
+def test_an_answer_is_the_same_as_itself(text, answer_type):
+    assert evals.same_answer(text, text, answer_type) and evals.same_answer(f" {text} ", text, answer_type)
+
+
+@fast
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.decimals(-9, 9, places=2))
+def test_numerals_are_compared_as_numbers(one, other):
+    assert evals.same_answer(f"{one:,}", f"{one:.5f}") and evals.same_answer(f"{one:e}", str(one))
+    assert evals.same_answer(str(other), str(one)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("B)", "B"),
+        ("(B)", "B"),
+        ("**B**", "B"),
+        ("**B.** The integers", "B"),
+        ("$\\boxed{B}$", "B"),
+        ("B.", "B"),
+        ("B. The integers", "B"),
+        ("B: because A is wrong", "B"),
+        ("B, not C", "B"),
+        ("B, that is (B)", "B"),
+        ("It's not A, it's B", "B"),
+        ("It is B", "B"),
+        ("I think B", "B"),
+        ("I'm sure it is B", "B"),
+        ("the answer is B.", "B"),
+        ("Option B", "B"),
+        ("A", "A"),
+        ("(A) cat", "A"),
+        ("A. cat", "A"),
+        ("A is right", "A"),
+        ("A because B is wrong", "A"),
+        ("Option A has it", "A"),
+        ("I", "I"),
+        ("(I)", "I"),
+        ("I would say I", "I"),
+        ("A cat", None),
+        ("It is a cat. A cat is it", None),
+        ("I do not know", None),
+        ("A or B", None),
+        ("B or C", None),
+        ("B and C", None),
+        ("(B), (C)", None),
+        ("B/C", None),
+        ("neither B nor C", None),
+        ("Because", None),
+        ("DNA", None),
+        ("C-reactive, B's", None),
+        ("", None),
+    ],
+)
+def test_a_multiple_choice_is_the_letter_that_is_named(text, letter):
+    assert [x for x in "ABCDI" if evals.same_answer(text, x, "multipleChoice")] == ([letter] if letter else [])
 
 
 def test_hle_leaves_images_out_and_counts_who_is_not_asked_as_wrong():
@@ -482,32 +655,107 @@ def test_the_same_seed_draws_the_same_programs(folder, tmp_path):
 VOTE = '{"model_a": "a", "model_b": "b", "winner": "tie"}\n'
 
 
-@pytest.mark.parametrize(
-    "task, name, content, said",
-    [
-        ("arena", "f.jsonl", VOTE + "{", "line 2: not JSON"),
-        ("arena", "f.jsonl", "", "empty"),
-        ("arena", "f.jsonl", VOTE + VOTE.replace("tie", "c"), "line 2: the winner 'c'"),
-        ("arena", "f.jsonl", VOTE.replace("model_b", "model"), "line 1: the field 'model_b'"),
-        ("arena", "f.jsonl", VOTE.replace('"b"', '"a"'), "itself"),
-        ("arena", "f.jsonl", VOTE + VOTE.replace('"b"', '"c"').replace('"a"', '"d"'), "groups of models"),
-        ("arena", "f.jsonl", "[1]", "not an object"),
-        ("arena", "f.json", "{}", "not a list"),
-        ("arena", "f.csv", "model_a,model_b\na,b\n", "the field 'winner'"),
-        ("arc", "f.json", '{"train": [], "test": []}', "not ARC tasks"),
-        ("arc", "f.json", '{"train": [{"input": [[1]], "output": [[10]]}], "test": []}', "not ARC tasks"),
-        ("arc", "f.json", "[]", "not ARC tasks"),
-        ("hle", "f.jsonl", '{"question": "q", "answer": "a", "answer_type": "essay"}', "answer_type"),
-        ("humaneval", "f.jsonl", '{"task_id": "a", "prompt": 3}', "'prompt'"),
-        ("choice", "f.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": "E"}', "not a question"),
-        ("choice", "f.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": 2}', "not a question"),
-        ("text", "f.txt", "", "empty"),
-    ],
-)
-def test_bad_input_is_one_sentence(task, name, content, said, folder, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=said):
-        evals.main(["--load", folder, "--task", task, "--file", str(tmp_path / name)])
+HLE = '{"question": "q", "answer": "a", "answer_type": "exactMatch"}\n'
+CHOICE = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
+GRIDS = '{"input": [[1]], "output": [[2]]}'
+BROKEN = [
+    ("arena", "f.jsonl", VOTE + "{", "f.jsonl, line 2: not JSON"),
+    ("arena", "f.jsonl", VOTE + "[" * 100_000, "f.jsonl, line 2: .*nested too deeply"),
+    ("arena", "f.jsonl", VOTE + "9" * 5000, "f.jsonl, line 2: a number that is .*long"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace("a", "\\udc80", 1), "f.jsonl, line 2: half of a surrogate pair"),
+    ("arena", "f.jsonl", "", "f.jsonl is empty"),
+    ("arena", "f.jsonl", " \n", "f.jsonl is empty"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace("tie", "c"), "line 2: the winner 'c'"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace("tie", "c\\n" * 9999), r"line 2: the winner 'c\\nc"),
+    ("arena", "f.jsonl", VOTE.replace("model_b", "model"), "line 1: the field 'model_b'"),
+    ("arena", "f.jsonl", VOTE.replace('"b"', "7"), "line 1: the field 'model_b'"),
+    ("arena", "f.jsonl", VOTE.replace('"b"', '"a"').replace('"a"', f'"{"a" * 999}"'), "itself"),
+    ("arena", "f.jsonl", VOTE + VOTE.replace('"b"', '"c"').replace('"a"', '"d"'), "f.jsonl: .*groups of models"),
+    ("arena", "f.jsonl", "".join(VOTE.replace('a"', f'{i}"') for i in range(99)).replace('"b"', '"c"'), "model_a"),
+    ("arena", "f.jsonl", "[1]", "f.jsonl, line 1: not an object"),
+    ("arena", "f.json", "{}", "f.json: not a list"),
+    ("arena", "f.json", "[\n1 2]", "f.json, line 2: not JSON"),
+    ("arena", "f.csv", "model_a,model_b\na,b\n", "f.csv, line 2: the field 'winner'"),
+    ("arena", "f.csv", 'model_a,model_b,winner\n\na,b,"tie\na,b,tie\n', "f.csv, line 3: not CSV"),
+    ("arena", "f.csv", "model_a,model_b,winner\na\0,b,tie\n", "f.csv, line 2: a NUL"),
+    ("arena", "f.csv", 'model_a,text,model_b,winner\na,"x\nx",b,tie\na,x,b,none\n', "f.csv, line 4: the winner"),
+    ("arena", "f.csv", b"model_a,model_b,winner\na,\xff,tie\n", "f.csv is not UTF-8 text: byte 25 is 0xff, in line 2"),
+    ("arena", "f.jsonl.gz", b"x" * 100, "f.jsonl.gz is not packed by gzip"),
+    ("arena", "f.jsonl.gz", gzip.compress(VOTE.encode(), mtime=0)[:-9], "f.jsonl.gz is not packed by gzip"),
+    ("arc", "f.json", '{"train": [], "test": []}', "f.json, task 'f': not an ARC task: no train pairs"),
+    ("arc", "f.json", f'{{"train": [{GRIDS}]}}', "not an ARC task: no test pairs"),
+    ("arc", "f.json", f'{{"train": [{GRIDS.replace("2", "10")}], "test": [{GRIDS}]}}', "train pair 1 .*output"),
+    ("arc", "f.json", f'{{"train": [{GRIDS}], "test": [{GRIDS.replace("2", "NaN")}]}}', "f.json: a number that is NaN"),
+    (
+        "arc",
+        "f.json",
+        f'{{"t": {{"train": [{GRIDS}], "test": [{{"input": [[1]]}}]}}}}',
+        "'t': .*test pair 1 .*output",
+    ),
+    ("arc", "f.json", f'{{"train": [{GRIDS}, {{"output": [[1]]}}], "test": [{GRIDS}]}}', "train pair 2 .*input"),
+    ("arc", "f.json", "[]", "not ARC tasks"),
+    ("arc", "f.json", "{}", "no ARC tasks"),
+    ("arc", "f.json", "[" * 100_000, "f.json: .*nested too deeply"),
+    ("hle", "f.jsonl", '{"question": "q", "answer": "a", "answer_type": "essay"}', "line 1: the field 'answer_type'"),
+    ("hle", "f.jsonl", HLE + HLE.replace("}", ', "image": NaN}'), "line 2: a number that is NaN"),
+    ("hle", "f.jsonl", HLE + HLE.replace('"q"', '"\\ud800"'), "line 2: half of a surrogate pair"),
+    ("hle", "f.jsonl", HLE.replace("}", ', "image": "x"}'), "f.jsonl: every question has an image"),
+    ("humaneval", "f.jsonl", '{"task_id": "a", "prompt": 3}', "line 1: the field 'prompt'"),
+    ("humaneval", "f.jsonl", "{" * 100_000, "line 1: not JSON"),
+    ("choice", "f.jsonl", CHOICE + CHOICE.replace("0", '"E"'), "line 2: not a question"),
+    ("choice", "f.jsonl", CHOICE.replace("0", "2"), "line 1: not a question"),
+    ("choice", "f.jsonl", CHOICE.replace("0", "Infinity"), "line 1: a number that is .*infinite"),
+    ("choice", "f.jsonl", CHOICE.replace('["a", "b"]', '{"text": "ab", "label": "ab"}'), "line 1: not a question"),
+    ("text", "f.txt", "", "f.txt is empty"),
+    ("text", "f.txt", b"a\n\xc3", "f.txt is not UTF-8 text: byte 2 is 0xc3, in line 2"),
+    ("text", "f.txt.gz", gzip.compress(b"The river" * 99, mtime=0)[:30], "f.txt.gz is not packed .* cut off"),
+]
+
+
+@pytest.mark.parametrize("task, name, content, said", BROKEN)
+def test_bad_input_is_one_sentence(task, name, content, said, folder, tmp_path, capsys):
+    path, out = tmp_path / name, tmp_path / "out.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=said) as error:
+        evals.main(["--load", folder, "--task", task, "--file", str(path), "--out", str(out)])
+    assert str(path) in str(error.value) and len(str(error.value)) < 200 + len(str(path))
+    assert str(error.value).isprintable() and not capsys.readouterr().out and not out.exists()
+
+
+def test_solutions_that_do_not_fit_name_both_files(tmp_path):
+    tasks, solutions = tmp_path / "x_challenges.json", tmp_path / "x_solutions.json"
+    tasks.write_text(f'{{"t": {{"train": [{GRIDS}], "test": [{{"input": [[1]]}}]}}}}')
+    for content in "{}", "[]", '{"t": []}', '{"t": [[[1]], [[1]]]}', '{"t": 1}':
+        solutions.write_text(content)
+        with pytest.raises(ValueError, match="x_solutions.json: not a grid for each test input of .*x_challenges.json"):
+            evals.read_arc(str(tasks))
+    solutions.write_text('{"t": [7]}')
+    with pytest.raises(ValueError, match="task 't': not an ARC task: test pair 1 has no grid as its output"):
+        evals.read_arc(str(tasks))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="folder: no ARC tasks"):
+        evals.read_arc(str(folder))
+    (folder / "bad.json").write_text("[]")
+    with pytest.raises(ValueError, match="bad.json: not an ARC task"):
+        evals.read_arc(str(folder))
+
+
+def test_a_model_s_name_cannot_break_the_table(tmp_path, capsys):
+    (tmp_path / "f.jsonl").write_text(VOTE.replace('"b"', r'"b\n\u001b[2J"'))
+    evals.main(["--task", "arena", "--file", str(tmp_path / "f.jsonl")])
+    shown = capsys.readouterr().out
+    assert r"b\n\x1b[2J" in shown and all(line.isprintable() for line in shown.split("\n"))
+
+
+@pytest.mark.parametrize("task", evals.TASKS)
+def test_a_broken_file_is_one_line_on_standard_error(task, folder, tmp_path):
+    """And nothing else: no table, no traceback, and exit status 1; the same for a folder, which ARC's tasks may be."""
+    (tmp_path / "broken.json").write_bytes(b"[" * 100_000 + b"\xff")
+    for path in tmp_path / "broken.json", tmp_path:
+        ended = run("--load", folder, "--task", task, "--file", path)
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1), ended.stderr[:2000]
+        assert ended.stderr.startswith(f"error: {path}") and len(ended.stderr) < 300
 
 
 def test_the_command_line_ends_without_a_traceback(tmp_path):

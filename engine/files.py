@@ -1,0 +1,119 @@
+"""Files that others wrote: text, JSON, and rows of JSON or CSV, each also packed by gzip. What cannot be read is one
+ValueError that names the file and, where there is one, the line; it never shows the content at length.
+"""
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import re
+import reprlib
+import zlib
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 60
+
+
+def shown(value):
+    """What a file says, cut so short that it can stand in a sentence."""
+    return _brief.repr(value)[:80]
+
+
+def read_text(path):
+    """A UTF-8 file, .gz or not; ValueError with the place where it is not UTF-8, or if it is empty or cut off."""
+    try:
+        with (gzip.open if os.fspath(path).endswith(".gz") else open)(path, "rb") as file:
+            data = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise ValueError(f"{path} is not packed by gzip, or is cut off") from None
+    if not data:
+        raise ValueError(f"{path} is empty")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        at = f"byte {error.start} is 0x{data[error.start]:02x}"
+        raise ValueError(f"{path} is not UTF-8 text: {at}, in line {line}") from None
+
+
+def parse_json(text, path, line=None):
+    """The value of a JSON text, strictly: Python would also read NaN, infinity and half of a surrogate pair, which are
+    no numbers and no text. ValueError with the place.
+
+    line: its number in the file, where the text is that line alone.
+    """
+    where = path if line is None else f"{path}, line {line}"
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # halves of surrogate pairs: do they make whole ones?
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {line or error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not JSON that can be read: nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: half of a surrogate pair, which is no character") from None
+    except ValueError:
+        raise ValueError(f"{where}: a number that is NaN, infinite or thousands of digits long") from None
+
+
+def _finite(number):
+    if not math.isfinite(value := float(number)):
+        raise ValueError
+    return value
+
+
+def read_json(path):
+    return parse_json(read_text(path), path)
+
+
+def json_lines(text, path):
+    """Yields (where, value) of each line of a JSONL text that is not blank; where: file and line, for messages."""
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines cuts at U+2028 too, which JSON may hold
+        if line.strip():
+            yield f"{path}, line {number}", parse_json(line, path, number)
+
+
+def read_rows(path, fields):
+    """The rows of a .json (a list), .jsonl or .csv file, or one of these as .gz, as (where, row) for error messages.
+
+    fields: {name: type, or the values it may have}. Raises ValueError, with file and line, for a row without one.
+    """
+    form, text = os.fspath(path).removesuffix(".gz").rpartition(".")[2], read_text(path)
+    if form == "json":
+        content = parse_json(text, path)
+        if not isinstance(content, list):
+            raise ValueError(f"{path}: not a list of rows")
+        rows = [(f"{path}, row {n}", row) for n, row in enumerate(content, 1)]
+    else:
+        rows = list(csv_lines(text, path) if form == "csv" else json_lines(text, path))
+    if not rows:
+        raise ValueError(f"{path} is empty")
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: not an object with fields")
+        for name, kind in fields.items():
+            if not isinstance(row.get(name), kind) if isinstance(kind, type) else row.get(name) not in kind:
+                kinds = "text" if isinstance(kind, type) else " or ".join(kind)
+                raise ValueError(f"{where}: the field {name!r} is missing, or is not {kinds}")
+    return rows
+
+
+def csv_lines(text, path):
+    """Yields (where, {name: text}) of each row of a CSV text; its first row are the names, and a row may have several
+    lines. ValueError for quotes that do not close, and for the NUL of a file that is not text.
+    """
+    csv.field_size_limit(1 << 30)  # whole conversations
+    reader, names, line = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
+    if "\0" in text:
+        raise ValueError(f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL, which no text has")
+    try:
+        for cells in reader:
+            if names and cells:
+                yield f"{path}, line {line}", dict(zip(names, cells))
+            names, line = names or cells, reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {line}: not CSV: {error}") from None
