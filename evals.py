@@ -428,24 +428,24 @@ def cut(text, stops):
     return text[: min((at for at in map(text.find, stops) if at >= 0), default=None)]
 
 
-def passes(problem, code, seconds=3.0, megabytes=512):
+def passes(problem, code, seconds=3.0, megabytes=512, unconfined=False):
     """Whether a prompt and its completion pass the problem's tests, run apart in a process that may do no harm."""
     program = f"{problem['prompt']}{code}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-    return run_program(program, seconds, megabytes)
+    return run_program(program, seconds, megabytes, unconfined)
 
 
-def score_humaneval(problems, answers, ks=(1,)):
+def score_humaneval(problems, answers, ks=(1,), unconfined=False):
     """pass@k over the problems. answers(problem) -> n texts of a model, or None where it cannot be asked (all wrong).
 
     Returns ({"pass@k": (mean, low, high)}, items): of each problem its number of programs, n, and of right ones, c.
-    Raises ValueError where programs cannot be run.
+    Raises ValueError where programs cannot be run, or not confined (`sandbox.run_program`) unless `unconfined`.
     """
-    if not run_program("", seconds=30):
+    if not run_program("", seconds=30, unconfined=unconfined):
         raise ValueError("not even an empty program can be run apart on this system")
     items = []
     for problem in problems:
         codes = [completion(text, problem["entry_point"]) for text in answers(problem) or []]
-        right = [passes(problem, code) for code in codes]
+        right = [passes(problem, code, unconfined=unconfined) for code in codes]
         items.append({"id": problem["task_id"], "n": len(codes), "c": sum(right), "right": right, "programs": codes})
     chances = {k: [pass_at_k(item["n"], item["c"], k) if item["n"] else 0.0 for item in items] for k in ks}
     return {f"pass@{k}": proportion(values) for k, values in chances.items()}, items
@@ -662,7 +662,7 @@ def evaluate(task, path, args, bar):
             return ask(problem["prompt"], args.samples, warmth, stops=STOPS)
 
         ks = [k for k in (1, 10, 100) if k <= args.samples]
-        measures, items = score_humaneval(content[: args.limit], draw, ks)
+        measures, items = score_humaneval(content[: args.limit], draw, ks, args.unconfined)
     if any(too_long):
         notes += [f"{sum(too_long)} of {len(too_long)} prompts do not fit into the context window, and count as wrong"]
     return measures, items, [f"{len(items)} items", *notes]
@@ -684,6 +684,11 @@ def main(argv=None):
     parser.add_argument("--task", choices=list(TASKS))
     parser.add_argument("--file", metavar="F", help="in the benchmark's own format; a sample of ours if not given")
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="humaneval: programs drawn for a problem")
+    parser.add_argument(
+        "--unconfined",
+        action="store_true",
+        help="humaneval: run programs even where the kernel cannot keep them from your files and network",
+    )
     parser.add_argument("--temperature", type=float, metavar="T", help="0 if not given, 0.8 for several answers")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items")
@@ -772,11 +777,15 @@ def demo():
         return programs
 
     ks = range(1, 11)
-    measures, items = score_humaneval(read_humaneval(sample["humaneval"]), draw, ks)
     print()
-    table({name: measures[name] for name in ("pass@1", "pass@5", "pass@10")}, "HumanEval, 10 programs")
-    verdicts = {what: "passes" if run_program(text, seconds=1.0) else "fails" for what, text in HOSTILE.items()}
-    print("  a program that " + ", ".join(f"{what}: {verdict}" for what, verdict in verdicts.items()))
+    try:
+        measures, items = score_humaneval(read_humaneval(sample["humaneval"]), draw, ks)
+        table({name: measures[name] for name in ("pass@1", "pass@5", "pass@10")}, "HumanEval, 10 programs")
+        verdicts = {what: "passes" if run_program(text, seconds=1.0) else "fails" for what, text in HOSTILE.items()}
+        print("  a program that " + ", ".join(f"{what}: {verdict}" for what, verdict in verdicts.items()))
+    except ValueError as error:  # the other measures need no programs
+        items = []
+        print(f"HumanEval: {error}")
 
     print(f"\n{figure(ratings, tasks, told, right, items)}")
 
