@@ -226,9 +226,12 @@ def parse_grid(text):
         rows = re.findall(r"\[\s*([0-9][0-9\s,]*)\]", found[0])
         return "\n\n" + "\n".join(" ".join(re.findall("[0-9]+", row)) for row in rows) + "\n\n"
 
-    text = re.sub(rf"\[\s*{ROWS}[\s,]*\]|^\s*{ROWS}[\s,]*$", as_lines, text, flags=re.M)
+    rows = rf"\[\s*{ROWS}[\s,]*\]|^\s*{ROWS}[\s,]*$"
+    parts = [
+        re.sub(rows, as_lines, part, flags=re.M) for part in re.split(r"\n\s*\n", text)
+    ]  # no grid has an empty line
     blocks, block = [], []
-    for line in [*text.splitlines(), ""]:
+    for line in "\n\n".join([*parts, ""]).splitlines():
         if re.fullmatch(r"[\s,|]*[0-9][0-9\s,|]*", line):
             cells = re.findall("[0-9]+", line)
             block.append([int(c) for c in (cells[0] if len(cells) == 1 else cells)])  # 012 is a row of three
