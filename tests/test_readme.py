@@ -12,11 +12,13 @@ import runpy
 import shlex
 import shutil
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import annotator
 import attention
 import data
 import layers
@@ -97,6 +99,9 @@ def here(world, library, tmp_path, monkeypatch):
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(data, "library", library)
+    monkeypatch.setattr(
+        annotator, "documented", lru_cache(annotator.documented.__wrapped__)
+    )  # of this library, only here
     monkeypatch.setattr(policy, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
     for name, value in TINY.items():
         kind, _, text = train.SETTINGS[name]
