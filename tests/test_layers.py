@@ -60,7 +60,8 @@ def test_scatter_add_counts_every_repetition(index, dim, seed):
 def test_norms(lead, dim, seed):
     x, weight, bias = normal(seed, *lead, dim), normal(seed + 1, dim), normal(seed + 2, dim)
     check(layers.rms_norm, x, weight, seed=seed, tolerance=1e-5)
-    check(layers.layer_norm, x, weight, bias, seed=seed, tolerance=1e-5)
+    # where features are nearly equal a small eps bends the curve too much for central differences
+    check(lambda *a: layers.layer_norm(*a, eps=0.1), x, weight, bias, seed=seed, tolerance=1e-5)
     one, zero = xp.ones(dim), xp.zeros(dim)
     y, _ = layers.rms_norm(x, one, eps=0)
     close((y * y).mean(axis=-1), xp.ones(y.shape[:-1]))
