@@ -407,15 +407,15 @@ class Run:
     def read_texts(self, *parts):
         """Tokens to train on, in one array, and windows to validate on and to test on."""
         self.train_tokens, self.val_tokens, test_tokens = (to_tokens(p, self.tokenizer, self.config) for p in parts)
+        for purpose, tokens in ("train", self.train_tokens), ("validate", self.val_tokens), ("test", test_tokens):
+            if len(tokens) < self.context + 2:
+                raise ValueError(f"{len(tokens)} tokens to {purpose} on are too few for a --context of {self.context}")
         sizes = [sum(len(text.encode()) for text in part) for part in parts]
         self.held_out, self.packed, self.test_text = {}, None, "\n".join(parts[2]).encode()
         for name, tokens, size in ("val", self.val_tokens, sizes[1]), ("test", test_tokens, sizes[2]):
             windows = windows_of(tokens, self.context, self.objective, self.config)
             # a gap is not all of the text
             self.held_out[name] = (*windows, None), (len(tokens) - 1) / size if self.objective == "causal" else None
-        for purpose, tokens in ("train", self.train_tokens), ("validate", self.val_tokens), ("test", test_tokens):
-            if len(tokens) < self.context + 2:
-                raise ValueError(f"{len(tokens)} tokens to {purpose} on are too few for a --context of {self.context}")
         print(f"data       {sizes[0]:,} bytes to train on, {sizes[1]:,} for validation, {sizes[2]:,} for the test")
         print(f"tokenizer  {self.tokenizer.vocab_size:,} tokens, {sizes[0] / len(self.train_tokens):.2f} bytes each")
 

@@ -451,6 +451,7 @@ def test_a_taken_folder_is_left_alone(run, text):
     [
         (b"", [], "empty"),
         (b"tiny", [], "too few"),
+        (b"a", [], "too few"),
         (b"caf\xe9 " * 1000, [], "UTF-8"),
         (None, [], "No such file"),
         (b"words " * 1000, ["--vocab", "255"], "--vocab"),
