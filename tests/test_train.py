@@ -451,7 +451,7 @@ def test_a_taken_folder_is_left_alone(run, text):
     [
         (b"", [], "empty"),
         (b"tiny", [], "too few"),
-        (b"a", [], "too few"),
+        (b"a", [], "no text"),
         (b"caf\xe9 " * 1000, [], "UTF-8"),
         (None, [], "No such file"),
         (b"words " * 1000, ["--vocab", "255"], "--vocab"),
@@ -716,6 +716,12 @@ def test_a_wide_model_is_tuned_with_a_lower_learning_rate(base, tmp_path):
         (wide / "config.json").write_text(json.dumps(config | {"hidden_size": hidden}))
         assert train.complete({"init": str(wide)})["lr"] == pytest.approx(rate, rel=0.02)
     assert train.complete({"init": str(wide), "lr": 0.5})["lr"] == 0.5
+
+
+def test_a_text_of_one_character_is_too_little_for_a_model_to_go_on_with(base, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match="too few"):
+        run_of(tmp_path, data=[str(tmp_path / "a.txt")], init=str(base))
 
 
 def test_init_goes_on_with_a_model(run, text, tmp_path):
