@@ -227,9 +227,8 @@ def parse_grid(text):
         return "\n\n" + "\n".join(" ".join(re.findall("[0-9]+", row)) for row in rows) + "\n\n"
 
     rows = rf"\[\s*{ROWS}[\s,]*\]|^\s*{ROWS}[\s,]*$"
-    parts = [
-        re.sub(rows, as_lines, part, flags=re.M) for part in re.split(r"\n\s*\n", text)
-    ]  # no grid has an empty line
+    # part by part, as no grid has an empty line
+    parts = [re.sub(rows, as_lines, part, flags=re.M) for part in re.split(r"\n\s*\n", text)]
     blocks, block = [], []
     for line in "\n\n".join([*parts, ""]).splitlines():
         if re.fullmatch(r"[\s,|]*[0-9][0-9\s,|]*", line):
