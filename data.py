@@ -85,20 +85,22 @@ def unread(texts, known):
 def texts(paths):
     """Texts to train on, to validate on and to test on: three lists of strings.
 
-    Files: the last tenth of each is for the test, and a twentieth of what comes before it, its end, for validation. No
-    file: Python's documents, of which what is held out has no paragraph of what is trained on.
+    Files: the last tenth of each is for the test, and a twentieth of what comes before it for validation. That is its
+    middle, so that the model has read what the test goes on with: in a book, the people of its last chapters. No file:
+    Python's documents, of which what is held out has no paragraph of what is trained on.
     """
     if not paths:
         documents = python_documentation()
         training, validation, test = ([documents[name] for name in names] for names in split(documents))
         return training, unread(validation, training), unread(test, training + validation)
-    parts = [], [], []
+    training, validation, test = [], [], []
     for text in map(read_text, paths):
-        test = len(text) * 9 // 10
-        validation = test * 19 // 20
-        for part, piece in zip(parts, (text[:validation], text[validation:test], text[test:])):
-            part.append(piece)
-    return parts
+        end = len(text) * 9 // 10
+        middle = slice(end // 2, end // 2 + end // 20)
+        training += [text[: middle.start], text[middle.stop : end]]
+        validation.append(text[middle])
+        test.append(text[end:])
+    return training, validation, test
 
 
 # -------------------------------------------------------------------------------------- conversations
