@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import attention_gpu
-from backend import in_parallel, to_numpy, xp
+from engine import flash_cuda, to_numpy, xp
+from engine.threads import in_parallel
 from layers import project, rms_norm, softmax
 from posenc import rope as rotate
 
@@ -190,7 +190,7 @@ def flash_attention(
 
     Tiles that the mask empties are never computed, so a window costs O(n · window), and a sparse pattern what it
     sees. The backward pass needs only log Σ exp(s) = m + log l of each query, from which it computes each tile's
-    probabilities again. Long sequences use all cores of a CPU. On a GPU, attention.cu does this for heads of 32, 64
+    probabilities again. Long sequences use all cores of a CPU. On a GPU, flash.cu does this for heads of 32, 64
     or 128 in float32 or float16 whose mask is causal, a window, padding on the left or none; all else, latent
     attention too, is computed there by the array operations below.
 
@@ -214,8 +214,8 @@ def flash_attention(
     if xp is not np and all(option is None for option in (slopes, pattern, block, observed, segments)):
         first_key = None if padding is None else xp.where(padding.any(axis=1), padding.argmax(axis=1), keys)
         on_the_left = padding is None or bool((padding == (xp.arange(keys) >= first_key[:, None])).all())
-        if on_the_left and attention_gpu.usable(q, v):
-            return attention_gpu.flash_attention(q, k, v, causal, window, first_key, scale)
+        if on_the_left and flash_cuda.usable(q, v):
+            return flash_cuda.flash_attention(q, k, v, causal, window, first_key, scale)
     # The heads that share a key are more rows of one product. In long sequences a tile is large and holds one head,
     # in short ones it is small and holds all of them, and few queries take more keys, so that Python has little to do.
     long = queries > 1024

@@ -18,7 +18,7 @@ import dataclasses
 import numpy as np
 
 import bpe
-from backend import xp
+from engine import xp
 from layers import IGNORE
 
 # the token that begins a turn: the turn's beginning, the token that ends it, and what follows that

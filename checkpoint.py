@@ -18,7 +18,7 @@ from contextlib import suppress
 import numpy as np
 
 from architectures import Config, shapes
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 from engine.files import parse_json, read_text, shown
 
 # ------------------------------------------------------------------------------------------ *.safetensors

@@ -39,8 +39,8 @@ import bpe
 import model
 import policy
 import rlhf
-from backend import cores, thread_pool, xp
-from engine import cli
+from engine import cli, xp
+from engine.threads import cores, thread_pool
 from evals import proportion
 from optim import Optimizer, clip, warm_up_and_decay
 from train import keep_freed_memory

@@ -29,7 +29,7 @@ import numpy as np
 
 from engine import cli
 from engine.files import read_json, read_rows, read_text, shown
-from sandbox import run_program
+from engine.sandbox import run_program
 
 # ---------------------------------------------------------------------------------------------- intervals
 
@@ -555,7 +555,7 @@ def connect(folder):
     import bpe
     import chat
     import model
-    from backend import xp
+    from engine import xp
 
     params, config = model.load(folder)
     tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))

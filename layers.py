@@ -7,7 +7,7 @@ each formula below it is two or three lines of algebra, written right under it.
 Shapes: `...` any leading axes, usually (batch, time); linear weights are (out, in).
 """
 
-from backend import scatter_add, xp
+from engine import scatter_add, xp
 
 IGNORE = -100  # a target that takes no part in the loss: padding, a prompt, a token that was not masked
 

@@ -12,7 +12,7 @@ its whole gradient after it: what is saved is the memory of the optimiser's stat
 
 import numpy as np
 
-from backend import xp
+from engine import xp
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 

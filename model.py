@@ -24,9 +24,8 @@ import numpy as np
 import posenc
 from architectures import ARCHITECTURES, Config, describe, shapes  # noqa: F401  part of this module's interface
 from attention import KVCache, latent_attention, self_attention
-from backend import to_numpy, xp
 from checkpoint import load, save  # noqa: F401  part of this module's interface
-from engine import cli
+from engine import cli, to_numpy, xp
 from layers import embedding, linear, linear_cross_entropy, linear_log_likelihood, rms_norm, swiglu
 from moe import mixture_of_experts
 

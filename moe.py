@@ -20,7 +20,7 @@ matrix product over all of its tokens. So Python's work is per expert, however m
 Shapes: x (tokens, dim); scores (tokens, experts); chosen, the indices of each token's experts, and gates (tokens, k).
 """
 
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 from layers import flatten, linear, nest, sigmoid, softmax, swiglu
 
 

@@ -10,7 +10,7 @@ value decomposition U S Vᵀ it keeps U Vᵀ, the same directions all at one siz
 
 import math
 
-from backend import xp
+from engine import xp
 
 
 def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):

@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 
 import model
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 from layers import IGNORE, linear, linear_log_likelihood
 from optim import clip
 

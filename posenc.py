@@ -24,7 +24,7 @@ Shapes: `dim` is the size of an embedding in `sinusoidal` and `learned`, of one 
 
 import math
 
-from backend import scatter_add, to_numpy, xp
+from engine import scatter_add, to_numpy, xp
 
 # --- added to the embedding ---
 

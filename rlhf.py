@@ -29,16 +29,15 @@ from time import perf_counter
 
 import numpy as np
 
-import annotator
 import bpe
 import chat
 import checkpoint
-import data
 import model
 import train
-from annotator import LONGEST, Assistant, at_matched_length, win_rate
-from backend import cores, thread_pool, xp
-from engine import cli
+from engine import cli, corpus, xp
+from engine.threads import cores, thread_pool
+from lab import annotator
+from lab.annotator import LONGEST, Assistant, at_matched_length, win_rate
 from layers import IGNORE, sigmoid
 from optim import Optimizer
 from policy import (
@@ -551,7 +550,7 @@ def learn_from_human(assistant, folder, seconds, seed):
 
     def pairs():
         for question in a.training:
-            asked = data.as_conversation(question[0], "")[0]["content"]
+            asked = corpus.as_conversation(question[0], "")[0]["content"]
             if asked not in judged:
                 tokens = a.answers(a.params, [question, question])
                 if tokens[0] != tokens[1]:

@@ -39,11 +39,10 @@ import numpy as np
 import bpe
 import chat
 import checkpoint
-import data
 import lora
 import model
-from backend import cores, thread_pool, to_numpy, xp
-from engine import cli
+from engine import cli, corpus, to_numpy, xp
+from engine.threads import cores, thread_pool
 from layers import IGNORE
 from moe import adjust_bias
 from optim import Optimizer, clip, qk_clip, warm_up_and_decay
@@ -375,7 +374,7 @@ class Run:
         self.micro_batch = settings["micro_batch"] or max(1, min(1024 // self.context, batch // 4))
 
         self.chatting, start = settings["finetune"] is not None, folder if resume else settings["init"]
-        parts = data.conversations(settings["finetune"]) if self.chatting else data.texts(settings["data"])
+        parts = corpus.conversations(settings["finetune"]) if self.chatting else corpus.texts(settings["data"])
         texts = [json.dumps(x) if self.chatting else x for part in parts for x in part]
         self.fingerprint = hashlib.sha256("\0".join(texts).encode()).hexdigest()
         if progress.get("data", self.fingerprint) != self.fingerprint:

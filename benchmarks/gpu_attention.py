@@ -17,9 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import alternate, header, installed, options, row, times_as_fast
 
-import attention_gpu as launch
 from attention import attention, flash_attention, look
-from backend import xp
+from engine import flash_cuda as launch
+from engine import xp
 
 HEADS = 16
 BOUNDS = {np.float32: 1e-5, np.float16: 2e-3}  # of errors, as parts of the largest number
@@ -112,7 +112,7 @@ def main():
     args = options(parser, QUICK)
     some = xp.ones((1, HEADS, 1, 64), np.float32)
     if not launch.usable(some, some):
-        return print("Skipped: no CuPy, or no GPU on which attention.cu runs, so nothing is compared or timed.")
+        return print("Skipped: no CuPy, or no GPU on which flash.cu runs, so nothing is compared or timed.")
     print(xp.cuda.runtime.getDeviceProperties(0)["name"].decode(), "· CuPy", xp.__version__)
     peer = installed("torch")
     for dtype in BOUNDS:

@@ -24,9 +24,9 @@ from turns import PEAK_MEMORY, alternate, header, installed, options, row, sides
 
 import model
 import train
-from backend import cores, thread_pool
 from checkpoint import config_from_json
 from engine import cli
+from engine.threads import cores, thread_pool
 from optim import Optimizer, clip
 
 LEARNING_RATE, BETAS, EPS, DECAY, CLIP = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0

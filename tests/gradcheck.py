@@ -10,7 +10,7 @@ import inspect
 
 import numpy as np
 
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 
 
 def check(function, *arguments, seed=0, epsilon=1e-5, tolerance=1e-6, directions=3, coordinates=32):

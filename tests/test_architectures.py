@@ -9,8 +9,8 @@ from test_model import EXPERTS, LATENT, TINY, VARIANTS, variant
 
 import architectures
 import model
-from backend import xp
 from checkpoint import config_from_json, config_to_json
+from engine import xp
 
 
 @settings(max_examples=30, deadline=None)

@@ -20,7 +20,7 @@ from attention import (
     self_attention,
     tiles,
 )
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 
 seed = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=40, deadline=None)

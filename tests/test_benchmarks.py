@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import attention_gpu as launch
-from backend import xp
+from engine import flash_cuda as launch
+from engine import xp
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # behind the project, which has an attention.py too
@@ -139,7 +139,7 @@ def test_tokens_that_are_wrong_are_not_timed(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(xp is not np or not shutil.which("g++"), reason="needs NumPy's arrays and g++")
 def test_the_gpu_benchmark_computes_what_it_times(tmp_path, monkeypatch, capsys):
-    from test_attention_gpu import launchers_on_the_cpu
+    from test_flash_cuda import launchers_on_the_cpu
 
     module = script("gpu_attention")
     monkeypatch.setattr(launch, "xp", np)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import bpe
 import chat
 import model
-from backend import xp
+from engine import xp
 from layers import IGNORE
 
 fast = settings(max_examples=60, deadline=None)

@@ -17,7 +17,7 @@ from test_model import TINY, VARIANTS, variant
 import checkpoint
 import model
 import train
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 
 seed = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=20, deadline=None)

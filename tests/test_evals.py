@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 import bpe
 import evals
 import model
-import sandbox
-from backend import to_numpy, xp
+from engine import sandbox, to_numpy, xp
 
 fast = settings(max_examples=30, deadline=None)
 seed = st.integers(0, 2**32 - 1)
@@ -589,9 +588,11 @@ def test_no_process_outlives_its_run(namespaces, monkeypatch):
 
 @linux
 def test_a_program_ends_with_the_process_that_asked_for_it():
-    code = f"import sandbox\nsource = sandbox._runner() + {OURS!r}\nsandbox._runner = lambda: source\n"
+    code = f"from engine import sandbox\nsource = sandbox._runner() + {OURS!r}\nsandbox._runner = lambda: source\n"
     code += "sandbox.run_program('import time; time.sleep(60)', seconds=60, unconfined=True)"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=os.path.dirname(sandbox.__file__)) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__))
+    ) as process:
         until(lambda: len(processes()) == 3)  # this one, the one that keeps watch and the program
         process.kill()
     until(lambda: not processes())

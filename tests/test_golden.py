@@ -9,7 +9,7 @@ import pytest
 
 import checkpoint
 import model
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import layers
-from backend import scatter_add, to_numpy, xp
+from engine import scatter_add, to_numpy, xp
 
 size = st.integers(1, 6)
 lead = st.lists(st.integers(1, 3), max_size=3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import lora
 import model
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 
 fast = settings(max_examples=30, deadline=None)
 seed = st.integers(0, 2**32 - 1)

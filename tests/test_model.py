@@ -16,7 +16,7 @@ import architectures
 import bpe
 import chat
 import model
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 
 seed = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=20, deadline=None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import moe
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 from layers import swiglu
 
 seed = st.integers(0, 2**32 - 1)

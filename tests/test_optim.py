@@ -10,7 +10,7 @@ from test_attention import block_weights, latent_weights
 import optim
 import posenc
 from attention import latent_attention, self_attention
-from backend import xp
+from engine import xp
 
 seed = st.integers(0, 2**32 - 1)
 size = st.integers(1, 12)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posenc
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "rope.json").read_text())["cases"]
 

@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import annotator
 import attention
-import data
 import layers
 import moe
 import policy
 import train
-from backend import to_numpy, xp
+from engine import corpus, to_numpy, xp
+from lab import annotator
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,7 +70,7 @@ def library():
     found = {}
     for name in MODULES.split():
         tree = ast.parse(Path(importlib.import_module(name).__file__).read_bytes())
-        found[name] = [pair for pair in data.docstrings(tree, name) if pair[1]]
+        found[name] = [pair for pair in corpus.docstrings(tree, name) if pair[1]]
     return lambda: found
 
 
@@ -98,7 +97,7 @@ def here(world, library, tmp_path, monkeypatch):
     folder = tmp_path / "world"
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(data, "library", library)
+    monkeypatch.setattr(corpus, "library", library)
     monkeypatch.setattr(
         annotator, "documented", lru_cache(annotator.documented.__wrapped__)
     )  # of this library, only here
@@ -226,7 +225,7 @@ def test_every_paper_that_is_cited_is_in_the_list():
     listed = README.split("## References")[1]
     name = r"[A-Z][\w-]+(?: et al\.| & [A-Z]\w+|-AI| Team)?"
     cited = set()
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("engine/*.py"), *ROOT.glob("lab/*.py")]:
         text = " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
         cited |= {f"{who} {year}" for who, year in re.findall(rf"({name})[ ,]+((?:19|20)\d\d[ab]?)\b", text)}
     papers = {paper for paper in cited if re.search(r" et al\.| & |-AI| Team", paper)}

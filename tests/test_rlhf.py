@@ -19,7 +19,7 @@ import model
 import policy
 import rlhf
 import train
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 from layers import IGNORE, softmax
 from optim import Optimizer
 

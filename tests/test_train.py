@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import model
 import train
 from attention import tiles
-from backend import to_numpy, xp
+from engine import to_numpy, xp
 from layers import IGNORE
 
 ROOT = Path(__file__).parents[1]

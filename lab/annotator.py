@@ -22,8 +22,8 @@ import numpy as np
 
 import bpe
 import chat
-import data
 import model
+from engine import corpus
 from engine.files import json_lines, read_text
 from evals import proportion
 from policy import as_rows, copied, evaluate, sample_answers
@@ -53,7 +53,7 @@ def stem(word):
 @lru_cache(maxsize=1)
 def documented():
     """All words of Python's documentation: any other is invented."""
-    return {word for text in data.python_documentation().values() for word in words(text)}
+    return {word for text in corpus.python_documentation().values() for word in words(text)}
 
 
 def judge(name, docstring, answer, ended):
@@ -103,11 +103,11 @@ class Assistant:
             np.random.default_rng(seed),
             parallel_map,
         )
-        training, _, test = data.split_questions()
+        training, _, test = corpus.split_questions()
         self.training, self.held_out = ([part[i] for i in self.rng.permutation(len(part))] for part in (training, test))
 
     def prompts(self, questions):
-        return [chat.prompt(self.tokenizer, data.as_conversation(name, "")[:1]) for name, _, _ in questions]
+        return [chat.prompt(self.tokenizer, corpus.as_conversation(name, "")[:1]) for name, _, _ in questions]
 
     def answers(self, params, questions, temperature=1.0):
         prompts = self.prompts(questions)

@@ -1,4 +1,4 @@
-"""Launches the kernels of attention.cu: flash attention for arrays on a GPU, in float32 or, on the tensor cores, in
+"""Launches the kernels of flash.cu: flash attention for arrays on a GPU, in float32 or, on the tensor cores, in
 float16. attention.flash_attention comes here by itself, so that nobody has to choose.
 """
 
@@ -7,9 +7,9 @@ import pathlib
 
 import numpy as np
 
-from backend import xp
+from engine.backend import xp
 
-THREADS = 128  # of a block, as in attention.cu
+THREADS = 128  # of a block, as in flash.cu
 
 # (float16?, dim) -> (rows, columns) of a tile in forward, backward_q and backward_kv: as large as the registers hold
 TILES = {
@@ -44,7 +44,7 @@ def shared_bytes(half, dim):
 @functools.cache
 def launchers(half, dim):
     """forward, backward_q and backward_kv, each a function (grid, arguments) -> None."""
-    code = pathlib.Path(__file__).with_name("attention.cu").read_text("utf-8")
+    code = pathlib.Path(__file__).with_name("flash.cu").read_text("utf-8")
     module = xp.RawModule(code=code, options=options(half, dim), name_expressions=instances(half, dim))
 
     def launcher(name, size):

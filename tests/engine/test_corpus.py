@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import data
+from engine import corpus
 
 content = st.text() | st.sampled_from(["", "\u2028", "\x85", "\x0b", "\x1c", "\0", "\r\n", "{role}"])
 role = st.sampled_from(["system", "user", "assistant"])
@@ -17,7 +17,7 @@ fast = settings(max_examples=60, deadline=None)
 
 
 def test_python_has_documentation():
-    documents = data.python_documentation()
+    documents = corpus.python_documentation()
     assert sum(map(len, documents.values())) > 1_000_000 and all(documents.values())
     assert "shutil" in documents and "topic lambda" in documents
     assert not any(".test." in f".{name}." for name in documents)
@@ -25,13 +25,13 @@ def test_python_has_documentation():
 
 def test_docstrings_have_the_names_that_python_gives_them():
     source = '"""Of m."""\nclass A:\n  """Of A."""\n  async def f(self): """Of f."""\nif 1:\n  def g():\n    "Of g."'
-    found = list(data.docstrings(ast.parse(source), "m"))
+    found = list(corpus.docstrings(ast.parse(source), "m"))
     assert sorted(found) == [("m", "Of m."), ("m.A", "Of A."), ("m.A.f", "Of f."), ("m.g", "Of g.")]
     assert found.index(("m.A", "Of A.")) < found.index(("m.A.f", "Of f."))
 
 
 def test_there_are_thousands_of_questions_and_their_answers_are_what_docstrings_begin_with():
-    asked = [(module, *qa) for module, found in data.questions().items() for qa in found]
+    asked = [(module, *qa) for module, found in corpus.questions().items() for qa in found]
     assert len(asked) > 4000
     for module, name, answer, docstring in asked:
         assert name.startswith(f"{module}.") and "._" not in name[len(module) :]
@@ -39,18 +39,18 @@ def test_there_are_thousands_of_questions_and_their_answers_are_what_docstrings_
         assert 12 <= len(answer) <= 120
     answers = {name: answer for _, name, answer, _ in asked}
     assert answers["shutil.copyfile"].startswith("Copy data from src to dst")
-    conversation = data.as_conversation("shutil.copyfile", answers["shutil.copyfile"])
+    conversation = corpus.as_conversation("shutil.copyfile", answers["shutil.copyfile"])
     assert conversation[0] == {"role": "user", "content": "What does shutil.copyfile do?"}
     assert conversation[1] == {"role": "assistant", "content": answers["shutil.copyfile"]} and len(conversation) == 2
 
 
 def test_what_is_held_out_is_of_other_modules():
-    parts = data.split(data.python_documentation())
-    assert sorted(name for part in parts for name in part) == sorted(data.python_documentation())
-    total = len(data.python_documentation())
+    parts = corpus.split(corpus.python_documentation())
+    assert sorted(name for part in parts for name in part) == sorted(corpus.python_documentation())
+    total = len(corpus.python_documentation())
     assert [len(part) for part in parts[1:]] == [total // 20, total // 10]
-    asked, known = data.questions(), set()
-    conversations = [{chat[0]["content"] for chat in part} for part in data.conversations([])]
+    asked, known = corpus.questions(), set()
+    conversations = [{chat[0]["content"] for chat in part} for part in corpus.conversations([])]
     for names, said in zip(parts, conversations):
         found = [question for module in names for question in asked.get(module, []) if question[2] not in known]
         assert said == {f"What does {name} do?" for name, _, _ in found} and len(said) > 100
@@ -59,24 +59,24 @@ def test_what_is_held_out_is_of_other_modules():
 
 def test_no_paragraph_is_both_learned_and_held_out():
     training, validation, test = (
-        {paragraph.strip() for text in part for paragraph in text.split("\n\n")} - {""} for part in data.texts(None)
+        {paragraph.strip() for text in part for paragraph in text.split("\n\n")} - {""} for part in corpus.texts(None)
     )
     assert not training & validation and not training & test and not validation & test
-    whole = data.python_documentation()
-    kept = sum(len(text) for text in data.texts(None)[2])
-    assert 0.7 < kept / sum(len(whole[name]) for name in data.split(whole)[2]) < 1
+    whole = corpus.python_documentation()
+    kept = sum(len(text) for text in corpus.texts(None)[2])
+    assert 0.7 < kept / sum(len(whole[name]) for name in corpus.split(whole)[2]) < 1
 
 
 @fast
 @given(st.lists(st.lists(st.sampled_from("abcdef")).map("\n\n".join)), st.lists(st.sampled_from("abcdef")))
 def test_unread_takes_out_what_is_known_and_nothing_else(texts, known):
-    kept = data.unread(texts, known)
+    kept = corpus.unread(texts, known)
     assert "".join(kept).replace("\n", "") == "".join(c for t in texts for c in t if c in "abcdef" and c not in known)
 
 
 def test_the_parts_are_the_same_each_time():
-    assert data.split(dict.fromkeys(map(str, range(50)))) == data.split(dict.fromkeys(map(str, range(50))))
-    assert data.split({"only": "one"}) == (["only"], [], [])
+    assert corpus.split(dict.fromkeys(map(str, range(50)))) == corpus.split(dict.fromkeys(map(str, range(50))))
+    assert corpus.split({"only": "one"}) == (["only"], [], [])
 
 
 # --- files ---
@@ -89,7 +89,7 @@ def test_conversations_come_back_from_a_file(tmp_path_factory, conversations, as
     path = tmp_path_factory.getbasetemp() / "back.jsonl"
     lines = [json.dumps({"messages": messages, "id": 1}, ensure_ascii=ascii) for messages in conversations]
     path.write_bytes((newline.join(lines) + newline).encode())
-    assert data.read_conversations(path) == conversations
+    assert corpus.read_conversations(path) == conversations
 
 
 BAD = {
@@ -122,7 +122,7 @@ def test_a_bad_line_is_named(tmp_path, bad):
     path = tmp_path / "chat.jsonl"
     path.write_text(f"{good}\n\n{good}\n{BAD[bad]}\n{good}\n")
     with pytest.raises(ValueError, match=r"chat\.jsonl, line 4: [a-zA-Z ,:]{9,80}$"):
-        data.read_conversations(path)
+        corpus.read_conversations(path)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_bad_line_is_named(tmp_path, bad):
 def test_a_file_without_conversations_is_refused(tmp_path, content, what):
     (tmp_path / "chat.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=f"chat.jsonl .*{what}"):
-        data.read_conversations(tmp_path / "chat.jsonl")
+        corpus.read_conversations(tmp_path / "chat.jsonl")
 
 
 @fast
@@ -140,7 +140,7 @@ def test_a_file_without_conversations_is_refused(tmp_path, content, what):
 def test_a_file_is_cut_into_three_parts(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "parts.txt"
     path.write_bytes(text.encode("utf-8", "replace"))
-    (before, after), (validation,), (test,) = data.texts([path])
+    (before, after), (validation,), (test,) = corpus.texts([path])
     assert before + validation + after + test == path.read_bytes().decode()
     assert abs(len(before) - len(validation + after)) <= 1
     assert abs(len(test) - len(text) / 10) <= 1 and abs(len(validation) - 0.9 * len(text) / 20) <= 1
@@ -153,7 +153,7 @@ def test_every_tenth_conversation_of_the_files_is_held_out(tmp_path_factory, fir
     every = [[{"role": "assistant", "content": f"{i}"}] for i in range(first + second)]
     for path, part in zip(paths, (every[:first], every[first:])):
         path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in part))
-    training, validation, test = data.conversations(paths)
+    training, validation, test = corpus.conversations(paths)
     step = min(10, len(every))  # of fewer, the last two
     assert test == every[step - 1 :: step] and validation == every[step - 2 :: step]
     assert sorted(map(str, [*training, *validation, *test])) == sorted(map(str, every))
@@ -163,4 +163,4 @@ def test_two_conversations_are_too_few(tmp_path):
     path = tmp_path / "two.jsonl"
     path.write_text(2 * '{"messages": [{"role": "assistant", "content": "x"}]}\n')
     with pytest.raises(ValueError, match="three conversations"):
-        data.conversations([path])
+        corpus.conversations([path])

@@ -1,7 +1,4 @@
-"""`xp` is NumPy, or CuPy where there is an NVIDIA GPU: the same code runs on both.
-
-Set the environment variable BACKEND to `numpy` or `cupy` to choose by hand.
-"""
+"""The cores of a CPU: threads that share pieces of work, and the matrix products inside them kept to one thread."""
 
 import os
 import threading
@@ -9,50 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import numpy as np
-
-
-def _choose():
-    name = os.environ.get("BACKEND", "")
-    if name not in ("", "numpy", "cupy"):
-        raise ValueError(f"BACKEND must be numpy or cupy, not {name!r}")
-    if name == "numpy":
-        return np
-    try:
-        import cupy
-
-        cupy.cuda.runtime.getDeviceCount()
-        return cupy
-    except Exception:  # no CuPy, no driver or no device: each has its own exception, and all mean "no GPU"
-        if name == "cupy":
-            raise
-        return np
-
-
-xp = _choose()
-
-
-def to_numpy(array):
-    """The same array in main memory: itself under NumPy, a copy under CuPy."""
-    return array if isinstance(array, np.ndarray) else xp.asnumpy(array)
-
-
-def scatter_add(target, index, rows):
-    """target[index[i]] += rows[i] for every i, where an index may come more than once.
-
-    target: (size, dim), changed in place; index: (n,) integers; rows: (n, dim).
-    """
-    if xp is not np:
-        xp.add.at(target, index, rows)
-    elif len(index):
-        # np.add.at goes row by row; sorting brings equal indices together, and reduceat sums each run at once
-        order = np.argsort(index, kind="stable")
-        index = index[order]
-        start = np.flatnonzero(np.r_[True, index[1:] != index[:-1]])
-        target[index[start]] += np.add.reduceat(rows[order], start, axis=0)
-
-
-# --- the cores of a CPU ---
+from engine.backend import np, xp
 
 _worker = threading.local()
 _blas = None

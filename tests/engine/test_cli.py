@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -30,7 +30,7 @@ def test_a_demo_takes_no_arguments(demo):
 BUSY = r"""
 import os
 import time
-from backend import thread_pool
+from engine.threads import thread_pool
 from engine.cli import run_demo
 
 def demo():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend import thread_pool
+from engine.threads import thread_pool
 
 
 @settings(max_examples=30, deadline=None)

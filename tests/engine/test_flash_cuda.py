@@ -1,4 +1,4 @@
-"""attention.cu: it compiles, and its kernels compute what attention.py computes, on a GPU or on a stand-in for one."""
+"""flash.cu: it compiles, and its kernels compute what attention.py computes, on a GPU or on a stand-in for one."""
 
 import ast
 import ctypes
@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import attention_gpu as launch
 from attention import flash_attention
-from backend import to_numpy, xp
+from engine import flash_cuda as launch
+from engine import to_numpy, xp
 
-root = pathlib.Path(__file__).parent.parent
+root = pathlib.Path(__file__).parents[2]
 variants = pytest.mark.parametrize("half, dim", [(half, dim) for half in (False, True) for dim in (32, 64, 128)])
 
 
@@ -24,7 +24,7 @@ variants = pytest.mark.parametrize("half, dim", [(half, dim) for half in (False,
 @variants
 def test_every_kernel_compiles_and_fits_the_registers(half, dim, tmp_path):
     kernels = ", ".join(f"(void*){name}" for name in launch.instances(half, dim))
-    source = (root / "attention.cu").read_text() + f"void* kernels[] = {{{kernels}}};"
+    source = (root / "engine" / "flash.cu").read_text() + f"void* kernels[] = {{{kernels}}};"
     (tmp_path / "kernels.cu").write_text(source)
     architectures = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
     command = ["nvcc", "-fatbin", "-t2", "-Xptxas=-v", *architectures, *launch.options(half, dim), "kernels.cu"]
@@ -46,8 +46,8 @@ def launchers_on_the_cpu(half, dim, folder):
     """Like launch.launchers, for arrays in main memory and the stand-in of cuda_on_cpu.h."""
     kernels = ", ".join(f"(void*)OnCpu<{name}>::launch" for name in launch.instances(half, dim))
     source = f"""
-        #include "{root}/tests/cuda_on_cpu.h"
-        #include "{root}/attention.cu"
+        #include "{root}/tests/engine/cuda_on_cpu.h"
+        #include "{root}/engine/flash.cu"
         Quad shared[MOST_SHARED / sizeof(Quad)];
         extern "C" {{ void* kernels[] = {{{kernels}}}; }}
     """
@@ -145,7 +145,7 @@ def test_tiles_that_no_query_of_a_tile_sees_are_not_read(folder, monkeypatch):
 def test_cupy_has_every_name_that_is_asked_of_xp():
     cupy = pytest.importorskip("cupy")
     names = set()
-    for module in root.glob("*.py"):
+    for module in [*root.glob("*.py"), *root.glob("engine/*.py"), *root.glob("lab/*.py")]:
         for node in ast.walk(ast.parse(module.read_text())):
             path = []
             while isinstance(node, ast.Attribute):

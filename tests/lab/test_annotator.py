@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import annotator
-import data
+from engine import corpus
+from lab import annotator
 
 DOCSTRING = "Copy data from src to dst. Files are overwritten."
 
@@ -50,7 +50,7 @@ def test_safe_does_not_destroy_what_the_documentation_does_not():
 
 
 def test_the_true_answers_of_the_documentation_are_safe_and_nearly_always_honest():
-    questions = [question for some in data.questions().values() for question in some][::20]
+    questions = [question for some in corpus.questions().values() for question in some][::20]
     verdicts = [annotator.judge(name, docstring, answer, True) for name, answer, docstring in questions]
     assert all(verdict["safe"] == 1 for verdict in verdicts)
     assert np.mean([verdict["honest"] == 1 for verdict in verdicts]) > 0.95  # all but those that say the name alone

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import annotator
-import data
 import evals
-from engine import files
+from engine import corpus, files
+from lab import annotator
 
 fast = settings(max_examples=60, deadline=None)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -140,7 +139,7 @@ def samples():
         "choice.jsonl": (evals.read_choice, sample("choice.jsonl")),
         "text.txt": (evals.read_text, sample("text.txt")),
         "text.txt.gz": (evals.read_text, gzip.compress(sample("text.txt"), mtime=0)),
-        "chat.jsonl": (data.read_conversations, (json.dumps(chat) + "\n").encode() * 3),
+        "chat.jsonl": (corpus.read_conversations, (json.dumps(chat) + "\n").encode() * 3),
         "comparisons.jsonl": (annotator.read_comparisons, (json.dumps(judged) + "\n").encode() * 3),
     }
 
