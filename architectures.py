@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import posenc
-from attention import PATTERNS, Pattern
+from masks import PATTERNS, sparse
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Config:
     no_rope_layers: tuple | None = None  # a 0 for each layer without RoPE, a 1 for each with it
     layer_types: tuple | None = None  # for each layer full_attention, sliding_attention, or one of SPARSE
     sliding_window: int | None = None
-    sparse_attention: dict | None = None  # stride, block, ... of attention.Pattern, for the layers that are SPARSE
+    sparse_attention: dict | None = None  # stride, block, ... of masks.sparse, for the layers that are SPARSE
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False  # True: the head is the embedding table
@@ -82,16 +82,20 @@ class Config:
         return self.model_type in ("qwen3", "qwen3_moe")
 
     def uses_rope(self, layer):
-        return self.no_rope_layers is None or bool(self.no_rope_layers[layer])
+        return self.no_rope_layers is None or layer == self.num_hidden_layers or bool(self.no_rope_layers[layer])
+
+    def layer_type(self, layer):
+        of_all = self.layer_types is None or layer == self.num_hidden_layers  # the MTP layer sees everything
+        return "full_attention" if of_all else self.layer_types[layer]
 
     def window(self, layer):
         """How many tokens the layer's queries see; None = all of them."""
-        return self.sliding_window if self.layer_types and self.layer_types[layer] == "sliding_attention" else None
+        return self.sliding_window if self.layer_type(layer) == "sliding_attention" else None
 
     def pattern(self, layer):
         """The sparse pattern of the layer's attention, or None."""
-        kind = SPARSE.get(self.layer_types[layer]) if self.layer_types else None
-        return None if kind is None else Pattern(kind, **self.sparse_attention or {})
+        kind = SPARSE.get(self.layer_type(layer))
+        return None if kind is None else sparse(kind, **self.sparse_attention or {})
 
     def attention_scale(self):
         """What latent attention multiplies its scores by: 1/√dim, and more where YaRN stretches the context."""
@@ -118,8 +122,9 @@ class Config:
         try:
             for layer in range(layers):
                 self.pattern(layer)
-            if not all(type(size) is int and size <= 2**20 for size in (self.sparse_attention or {}).values()):
-                raise TypeError
+            for name, size in (self.sparse_attention or {}).items():
+                if type(size) is not int or not (name in ("stride", "block")) <= size <= 2**20:
+                    raise TypeError
         except TypeError:
             raise ValueError(f"no pattern has sparse_attention = {self.sparse_attention!r:.40}") from None
         if any(map(self.has_experts, range(layers))):
@@ -141,7 +146,7 @@ class Config:
         posenc.rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling, self.max_position_embeddings)
 
 
-SPARSE = {f"{kind}_attention": kind for kind in PATTERNS}  # see attention.Pattern
+SPARSE = {f"{kind}_attention": kind for kind in PATTERNS}  # see masks.PATTERNS
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",

@@ -47,20 +47,6 @@ def project(x, weights, name):
     return y, backward
 
 
-def nest(weights):
-    """Groups names by what stands before their first dot: {"gate.weight": w} is {"gate": {"weight": w}} then."""
-    nested = {}
-    for name, value in weights.items():
-        first, rest = name.split(".", 1)
-        nested.setdefault(first, {})[rest] = value
-    return nested
-
-
-def flatten(nested):
-    """The opposite of `nest`."""
-    return {f"{first}.{rest}": value for first, group in nested.items() for rest, value in group.items()}
-
-
 def embedding(tokens, weight):
     """Row `token` of the table for each token: a linear layer on one-hot vectors, without the zeros.
 
@@ -248,13 +234,14 @@ def linear_log_likelihood(x, weight, targets, chunk=None):
     return log_p, backward
 
 
-def linear_cross_entropy(x, weight, targets, chunk=None):
+def linear_cross_entropy(x, weight, targets, count=None, chunk=None):
     """cross_entropy(linear(x, weight), targets) without holding the logits: minus the mean log-likelihood.
 
-    Arguments as of linear_log_likelihood. Returns the loss in nats, a float, and backward(dloss=1) -> (dx, dweight).
+    count: of the targets that the mean is over, those here if None. Further arguments as of linear_log_likelihood.
+    Returns the loss in nats, a float, and backward(dloss=1) -> (dx, dweight).
     """
     log_p, log_p_backward = linear_log_likelihood(x, weight, targets, chunk)
-    count = max(1, int((targets != IGNORE).sum()))
+    count = count or max(1, int((targets != IGNORE).sum()))
 
     def backward(dloss=1.0):
         return log_p_backward(xp.full(targets.shape, -dloss / count, x.dtype))

@@ -21,7 +21,25 @@ Shapes: x (tokens, dim); scores (tokens, experts); chosen, the indices of each t
 """
 
 from engine import to_numpy, xp
-from layers import flatten, linear, nest, sigmoid, softmax, swiglu
+from engine.weights import flatten, nest
+from layers import linear, sigmoid, softmax, swiglu
+
+
+def every_expert(x, gates, experts):
+    """y = Σ_i g_i expert_i(x), the textbook version: every expert computes every token, most of them for nothing.
+
+    gates: (tokens, experts), 0 where an expert does not count. experts: a list of weights of layers.swiglu.
+    Returns y, shaped like x, and backward(dy) -> (dx, dgates, dexperts).
+    """
+    outputs, backwards = zip(*(swiglu(x, weights) for weights in experts), strict=True)
+    y = sum(gates[:, i, None] * output for i, output in enumerate(outputs))
+
+    def backward(dy):
+        dgates = xp.stack([(dy * output).sum(axis=-1) for output in outputs], axis=-1)
+        dxs, dexperts = zip(*(b(gates[:, i, None] * dy) for i, b in enumerate(backwards)), strict=True)
+        return sum(dxs), dgates, list(dexperts)
+
+    return y, backward
 
 
 def route(x, weight, k, bias=None, n_group=1, topk_group=1, normalise=True, scale=1.0):
@@ -72,23 +90,6 @@ def choose(scores, k, n_group=1, topk_group=1):
         mask = (kept[:, :, None] == xp.arange(n_group)).any(axis=1)  # (tokens, groups)
         scores = xp.where(mask[:, :, None], grouped, -xp.inf).reshape(scores.shape)
     return xp.argpartition(-scores, k - 1, axis=-1)[:, :k]
-
-
-def every_expert(x, gates, experts):
-    """y = Σ_i g_i expert_i(x), the textbook version: every expert computes every token, most of them for nothing.
-
-    gates: (tokens, experts), 0 where an expert does not count. experts: a list of weights of layers.swiglu.
-    Returns y, shaped like x, and backward(dy) -> (dx, dgates, dexperts).
-    """
-    outputs, backwards = zip(*(swiglu(x, weights) for weights in experts), strict=True)
-    y = sum(gates[:, i, None] * output for i, output in enumerate(outputs))
-
-    def backward(dy):
-        dgates = xp.stack([(dy * output).sum(axis=-1) for output in outputs], axis=-1)
-        dxs, dexperts = zip(*(b(gates[:, i, None] * dy) for i, b in enumerate(backwards)), strict=True)
-        return sum(dxs), dgates, list(dexperts)
-
-    return y, backward
 
 
 def chosen_experts(x, chosen, gates, experts):
@@ -166,16 +167,16 @@ def adjust_bias(bias, load, update_speed=0.001):
     bias += update_speed * xp.sign(load.mean() - load).astype(bias.dtype)
 
 
-def mixture_of_experts(x, weights, k, observed=None, real=None, **routing):
+def mixture_of_experts(x, weights, k, real=None, observe=None, balance=0.0, **routing):
     """The layer: route, sum over the chosen experts, and add the shared ones, which compute every token.
 
     x: (batch, time, dim). weights, by name: gate.weight (experts, dim); gate.e_score_correction_bias (experts,)
     where the router has one; experts.{i}.{gate,up,down}_proj.weight, and the same of shared_experts where there are
-    some, as one SwiGLU. routing: n_group, topk_group, normalise and scale of `route`. observed: a dict, or None, in
-    which "load" is set to the number of tokens that each expert was sent, (experts,). real: (batch, time) booleans,
-    False for padding, which is sent to no expert, or None.
-    Returns ((y, aux_loss), backward): y like x; aux_loss, a float, of `load_balancing_loss`; and
-    backward(dy, daux_loss=0) -> (dx, dweights).
+    some, as one SwiGLU. real: (batch, time) booleans, False for padding, which is sent to no expert, or None.
+    observe: a dict, or None, in which "load" is set to the number of tokens that each expert was sent, (experts,), and
+    "balance" to the load-balancing loss. balance: the weight of that loss. It is no part of y, so its gradient joins
+    that of y on the way back. routing: n_group, topk_group, normalise and scale of `route`.
+    Returns y, like x, and backward(dy) -> (dx, dweights).
     """
     shape, parts = x.shape, nest(weights)
     by_index = nest(parts["experts"])
@@ -183,21 +184,22 @@ def mixture_of_experts(x, weights, k, observed=None, real=None, **routing):
     gate, shared = parts["gate"], parts.get("shared_experts")
     x = x.reshape(-1, shape[-1])
     (chosen, gates, p), route_backward = route(x, gate["weight"], k, gate.get("e_score_correction_bias"), **routing)
-    by_sequence = lambda a: a.reshape(*shape[:2], -1)
-    aux_loss, aux_backward = load_balancing_loss(by_sequence(p), by_sequence(chosen), real)
+    if balance or observe is not None:
+        by_sequence = lambda a: a.reshape(*shape[:2], -1)
+        balance_loss, balance_backward = load_balancing_loss(by_sequence(p), by_sequence(chosen), real)
     if real is not None:
         chosen = xp.where(real.reshape(-1, 1), chosen, len(experts))
     y, experts_backward = chosen_experts(x, chosen, gates, experts)
     if shared:
         shared_y, shared_backward = swiglu(x, shared)
         y += shared_y
-    if observed is not None:
-        observed["load"] = loads(chosen, len(experts))
+    if observe is not None:
+        observe |= {"load": loads(chosen, len(experts)), "balance": balance_loss}
 
-    def backward(dy, daux_loss=0.0):
+    def backward(dy):
         dy = dy.reshape(x.shape)
         dx, dgates, dexperts = experts_backward(dy)
-        dx_route, dgate = route_backward(dgates, aux_backward(daux_loss).reshape(p.shape) if daux_loss else None)
+        dx_route, dgate = route_backward(dgates, balance_backward(balance).reshape(p.shape) if balance else None)
         dx += dx_route
         dparts = {"experts": flatten(dict(enumerate(dexperts)))}
         dparts["gate"] = {name: dgate if name == "weight" else xp.zeros_like(w) for name, w in gate.items()}
@@ -206,111 +208,11 @@ def mixture_of_experts(x, weights, k, observed=None, real=None, **routing):
             dx += dx_shared
         return dx.reshape(shape), flatten(dparts)
 
-    return (y.reshape(shape), aux_loss), backward
-
-
-def demo(steps=400, counts=(2, 4, 8, 16, 32)):
-    """What the slide claims, in numbers: the load of the experts before and after balancing, and what a token costs."""
-    import os
-    import time
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from optim import Optimizer
-
-    # tokens of 16 topics, some common and some rare, each of which wants another linear map
-    rng, dim, experts, k = xp.random.default_rng(0), 16, 8, 2
-    topics, maps = rng.standard_normal((16, dim)), rng.standard_normal((16, dim, dim)) / dim**0.5
-    offset = 2 * rng.standard_normal(dim)  # that all tokens share, so that a new router prefers some experts
-    common = xp.asarray([1 / (i + 1) for i in range(16)])
-
-    def train(aux_weight=0.0, update_speed=None):
-        """Trains a layer. Returns its error and its loads over the last 20 steps, and the busiest load of each."""
-        rng = xp.random.default_rng(1)
-        weights = {"gate.weight": 0.5 * rng.standard_normal((experts, dim))}
-        for i in range(experts):
-            for name in "gate", "up", "down":
-                weights[f"experts.{i}.{name}_proj.weight"] = rng.standard_normal((dim, dim)) / dim**0.5
-        if update_speed is not None:
-            weights["gate.e_score_correction_bias"] = xp.zeros(experts)
-        optimizer, busiest, loads, errors = Optimizer("adamw", 0.01, weight_decay=0.0), [], [], []
-        for step in range(steps):
-            topic = xp.searchsorted(xp.cumsum(common / common.sum()), rng.random(512)).clip(0, 15)
-            x = topics[topic] + 0.3 * rng.standard_normal((512, dim))
-            wanted = (x[:, None, :] @ maps[topic])[:, 0]
-            observed = {}
-            (y, _), backward = mixture_of_experts((x + offset)[None], weights, k, observed)
-            error = y - wanted
-            _, grads = backward(2 * error / len(x), aux_weight)
-            optimizer.step(weights, grads, 1 - step / steps)
-            if update_speed is not None:
-                adjust_bias(weights["gate.e_score_correction_bias"], observed["load"], update_speed)
-            loads.append(observed["load"] / observed["load"].mean())
-            busiest.append(float(loads[-1].max()))
-            errors.append(float((error * error).sum() / len(x)))
-        return sum(errors[-20:]) / 20, sum(loads[-20:]) / 20, busiest
-
-    ways = {"nothing": {}, "auxiliary loss": {"aux_weight": 1.0}, "bias": {"update_speed": 0.01}}
-    results = {way: train(**options) for way, options in ways.items()}
-    print(f"Load of {experts} experts, a token sent to {k}, after {steps} steps: 1 is an even share")
-    for way, (error, loads, _) in results.items():
-        cells = " ".join(f"{float(load):5.2f}" for load in -xp.sort(-loads))
-        print(f"  balanced by {way:15} {cells}   squared error {error:.2f}")
-
-    print("\nTime per token, forward and backward, beside a dense layer of as many parameters")
-    dim, intermediate, tokens, times = 256, 128, 2048, []
-    x = rng.standard_normal((1, tokens, dim)).astype(xp.float32)
-
-    def expert(size):
-        sizes = {"gate": (size, dim), "up": (size, dim), "down": (dim, size)}
-        return {f"{n}_proj.weight": (rng.standard_normal(s) / 16).astype(xp.float32) for n, s in sizes.items()}
-
-    def seconds(function, *arguments):
-        best = float("inf")
-        for _ in range(5):
-            began = time.perf_counter()
-            y, backward = function(*arguments)
-            backward(y[0] if isinstance(y, tuple) else y)
-            best = min(best, time.perf_counter() - began)
-        return best
-
-    for n in counts:
-        weights = flatten({f"experts.{i}": expert(intermediate) for i in range(n)})
-        weights["gate.weight"] = (rng.standard_normal((n, dim)) / 16).astype(xp.float32)
-        dense = expert(n * intermediate)
-        times.append([seconds(mixture_of_experts, x, weights, k), seconds(swiglu, x, dense)])
-        sparse, full = (1e6 * t / tokens for t in times[-1])
-        parameters = sum(w.size for w in dense.values())
-        print(
-            f"  {parameters:9,} parameters: {n:2} experts {sparse:6.2f} µs, dense {full:6.2f} µs ({full / sparse:.1f}x)"
-        )
-
-    figure, (bars, lines, cost) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    for i, (way, (_, loads, busiest)) in enumerate(results.items()):
-        bars.bar([e + 0.27 * (i - 1) for e in range(experts)], to_numpy(-xp.sort(-loads)), 0.25, label=way)
-        lines.plot(busiest, label=way, linewidth=0.8)
-    bars.axhline(1, color="grey", linewidth=0.8)
-    bars.set(title="Load of the experts, even = 1", xlabel="expert, busiest first", ylabel="tokens / even share")
-    lines.set(title="The busiest expert", xlabel="training step", ylabel="tokens / even share")
-    for i, name in enumerate([f"{k} experts a token", "dense"]):
-        cost.loglog(counts, [1e6 * row[i] / tokens for row in times], "o-", label=name)
-    cost.set(
-        title="Time a token, at equal parameters", xlabel="experts in the layer", ylabel="µs, forward and backward"
-    )
-    cost.set_xticks(counts, counts)
-    cost.minorticks_off()
-    for axes in bars, lines, cost:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    os.makedirs("figures", exist_ok=True)
-    figure.savefig("figures/moe.png", dpi=120)
-    print("\nfigures/moe.png")
+    return y.reshape(shape), backward
 
 
 if __name__ == "__main__":
     from engine.cli import run_demo
+    from lab.demo_moe import demo
 
     run_demo(demo)

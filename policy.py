@@ -56,7 +56,7 @@ def values(params, config, inputs, targets):
 
     params: of a language model, and score.weight (1, hidden_size).
     """
-    (hidden, _), body_backward = model.transformer(params, config, inputs)
+    hidden, body_backward = model.transformer(params, config, inputs)
     y, head_backward = linear(hidden, params["score.weight"])
 
     def backward(dvalues):
@@ -95,7 +95,7 @@ def rewards(params, config, inputs, targets):
 
 def policy_and_values(params, config, inputs, targets):
     """Both heads on one body, for PPO: (log_p, values), (batch, time) each, and backward(dlog_p, dvalues) -> grads."""
-    (hidden, _), body_backward = model.transformer(params, config, inputs)
+    hidden, body_backward = model.transformer(params, config, inputs)
     log_p, lm_backward = linear_log_likelihood(hidden, params[model.head_name(config)], targets)
     v, value_backward = linear(hidden, params["score.weight"])
 

@@ -208,14 +208,14 @@ def alibi_slopes(heads, dtype=xp.float32):
     return xp.concatenate([slopes, between]).astype(dtype)
 
 
-def alibi_bias(heads, queries, keys, dtype=xp.float32):
-    """Attention with linear biases: -slope · |distance|, to be added to the scores. (heads, queries, keys)
+def alibi(heads, dtype=xp.float32):
+    """Attention with linear biases: what is added to the scores, -slope · |distance|, as a function of the positions.
 
-    The queries are the last of the keys: query i sits at position keys - queries + i, as with a KV cache.
     The distance has no sign, for bidirectional attention too; a causal mask leaves the paper's bias.
+    Returns bias(query, key) -> (heads, queries, keys) for positions (queries, 1) and (1, keys).
     """
-    distance = abs(xp.arange(keys - queries, keys)[:, None] - xp.arange(keys))
-    return -alibi_slopes(heads, dtype)[:, None, None] * distance.astype(dtype)
+    slopes = alibi_slopes(heads, dtype)[:, None, None]
+    return lambda query, key: -slopes * abs(query - key).astype(dtype)
 
 
 # --- demo ---
@@ -289,7 +289,7 @@ def _figure(path="figures/posenc.png"):
     score.set(title="RoPE: score of one q and one k", xlabel="position of k - position of q", ylabel="score")
 
     colors = plt.cm.viridis([i / 8 for i in range(8)])
-    for head, line in enumerate(to_numpy(alibi_bias(8, 1, 5000))[:, 0, ::-1]):
+    for head, line in enumerate(to_numpy(alibi(8)(xp.array([[4999]]), xp.arange(5000)[None]))[:, 0, ::-1]):
         bias.semilogx(range(5000), math.e**line, color=colors[head], label=f"2$^{{-{head + 1}}}$")
     bias.set(title="ALiBi: what each head's bias multiplies attention by", xlim=(1, 5000))
     bias.set(xlabel="distance", ylabel="exp(bias)")

@@ -28,6 +28,7 @@ import itertools
 import json
 import lzma
 import math
+import operator
 import os
 import signal
 import sys
@@ -41,6 +42,7 @@ import chat
 import checkpoint
 import lora
 import model
+import mtp
 from engine import cli, corpus, to_numpy, xp
 from engine.threads import cores, thread_pool
 from layers import IGNORE
@@ -90,7 +92,8 @@ def keep_freed_memory():
             ctypes.CDLL("libc.so.6").mallopt(option, 2**30)
 
 
-COMBINE = {"max_logits": xp.maximum, "load": xp.add}  # what the layers observe, over the parts of a batch
+# what the layers observe, over the parts of a batch
+COMBINE = {"max_logits": xp.maximum, "load": xp.add, "balance": operator.add}
 
 
 def gradient(
@@ -115,27 +118,27 @@ def gradient(
     """
     micro_batch = micro_batch or len(tokens)
 
-    def share(targets, rows):
-        """The batch's mean is not the mean of the parts' means: each counts by its share of the targets."""
-        return int((targets[rows] != IGNORE).sum()) / max(1, int((targets != IGNORE).sum()))
+    counts = [max(1, int((t != IGNORE).sum())) for t in (targets, targets[:, 1:])]  # of tokens, and of those after them
 
     def part(start):
         rows, observed = slice(start, start + micro_batch), {} if observe else None
-        mine, own_segments = (xp.asarray(tokens[rows]), xp.asarray(targets[rows])), part_of(segments, rows)
-        (loss, _, _), backward = model.losses(params, config, *mine, mtp_weight > 0, observed, own_segments)
-        weight, mtp = share(targets, rows), share(targets[:, 1:], rows)
-        grads = backward(weight, aux_weight * len(mine[0]) / len(tokens), mtp_weight * mtp)
-        return weight * loss, grads, observed
+        own = xp.asarray(tokens[rows]), xp.asarray(targets[rows])
+        around = {"documents": part_of(segments, rows), "observe": observed}
+        around["balance"] = aux_weight * len(own[0]) / len(tokens)
+        terms = [mtp.term(mtp_weight, counts[1], **around)] if mtp_weight else []
+        loss, backward = model.loss(params, config, *own, terms, counts[0], **around)
+        loss = observed.pop("losses")["cross_entropy"] if observe else loss
+        return loss, backward(), observed or {}
 
     loss, grads, observed = 0.0, None, {}
     for part_loss, part_grads, part_observed in parallel_map(part, range(0, len(tokens), micro_batch)):
         loss += part_loss
         if grads is None:
-            grads, observed = part_grads, part_observed or {}
+            grads, observed = part_grads, part_observed
             continue
         for name, g in part_grads.items():
             grads[name] += g
-        for layer, new in (part_observed or {}).items():
+        for layer, new in part_observed.items():
             observed[layer] = {name: COMBINE[name](observed[layer][name], value) for name, value in new.items()}
     return loss, grads, observed
 
@@ -151,7 +154,7 @@ def mean_loss(params, config, inputs, targets, segments=None, micro_batch=4, par
     def part(start):
         rows = slice(start, start + micro_batch)
         mine = xp.asarray(inputs[rows]), xp.asarray(targets[rows])
-        (value, _, _), _ = model.losses(params, config, *mine, segments=part_of(segments, rows))
+        value, _ = model.loss(params, config, *mine, documents=part_of(segments, rows))
         return value * int(counts[rows].sum())
 
     return sum(parallel_map(part, range(0, len(inputs), micro_batch))) / max(1, int(counts.sum()))
@@ -460,7 +463,7 @@ class Run:
         """Loss, gradient and observations of a batch, as of the function `gradient`."""
         weights, merge_backward = lora.merge(self.params)
         scales = self.settings["aux_loss"], self.settings["mtp"]
-        observe = bool(self.config.experts or self.settings["qk_clip"])
+        observe = bool(self.config.experts or self.settings["qk_clip"] or self.settings["mtp"])
         loss, grads, observed = gradient(
             weights, self.config, tokens, targets, self.micro_batch, parallel_map, *scales, observe, segments
         )

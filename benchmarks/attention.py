@@ -21,7 +21,8 @@ os.environ["BACKEND"] = "numpy"  # both sides on the CPU
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import alternate, header, installed, options, row, seconds, times_as_fast
 
-from attention import attention, flash_attention, look
+from attention import attention, flash_attention
+from masks import causal
 
 CASES = (4, 64, 2048), (2, 64, 8192), (1, 32, 16384), (1, 64, 16384), (1, 128, 16384), (4, 64, 16384)  # heads, dim, n
 LONGEST = 16384
@@ -42,7 +43,7 @@ def pytorch(q, k, v, dy):
 
 
 def textbook(q, k, v, dy):
-    y, backward = attention(q, k, v, look(q.shape[2], k.shape[2]))
+    y, backward = attention(q, k, v, causal)
     return y, *backward(dy)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import alternate, header, installed, options, row, times_as_fast
 
-from attention import attention, flash_attention, look
+import masks
+from attention import attention, flash_attention
 from engine import flash_cuda as launch
 from engine import xp
 
@@ -38,7 +39,8 @@ def largest_errors(dtype, dim):
     first_key = xp.asarray([7, 200], dtype=xp.int32)
     y, backward = launch.flash_attention(q, k, v, True, 150, first_key)
     real = xp.arange(333) >= first_key[:, None]
-    exact_y, exact_backward = flash_attention(*(x.astype(xp.float64) for x in (q, k, v)), True, 150, padding=real)
+    seen = masks.causal & masks.window(150) & masks.padding(real)
+    exact_y, exact_backward = flash_attention(*(x.astype(xp.float64) for x in (q, k, v)), seen)
     pairs = zip((y, *backward(dy)), (exact_y, *exact_backward(dy.astype(xp.float64))))
     return [float(abs(ours - exact).max() / abs(exact).max()) for ours, exact in pairs]
 
@@ -81,7 +83,7 @@ def sides(dtype, dim, n, causal, batch, peer):
 
         result["PyTorch flash"] = both_ways(attend)
     if dtype == np.float32 and batch * n * n * HEADS * 4 < 5e9:  # bytes of a matrix of scores, of which there are some
-        mask = look(n, n) if causal else None
+        mask = masks.causal if causal else None
         result["textbook"] = both_ways(lambda: attention(q, k, v, mask))
     return result
 

@@ -13,6 +13,7 @@ import bpe
 import chat
 import model
 from engine import xp
+from lab import talk
 from layers import IGNORE
 
 fast = settings(max_examples=60, deadline=None)
@@ -231,7 +232,7 @@ def converse(lines, room, monkeypatch, system=None):
         raise EOFError
 
     monkeypatch.setattr("builtins.input", read)
-    model.converse(tokenizer, answer, stop, room, system)
+    talk.converse(tokenizer, answer, stop, room, system)
     assert stop == [chat.end_token(tokenizer)]
     return asked
 
@@ -271,5 +272,5 @@ def test_what_the_model_says_is_no_special_token_when_it_comes_back(monkeypatch)
     tokenizer, asked = TOKENIZERS["published ChatML"], []
     lines = iter(["a", "b"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
-    model.converse(tokenizer, lambda ids: asked.append(ids) or "<|im_start|>", [], 1000)
+    talk.converse(tokenizer, lambda ids: asked.append(ids) or "<|im_start|>", [], 1000)
     assert asked[1].count(tokenizer.special["<|im_start|>"]) == 4

@@ -129,7 +129,7 @@ def test_linear_cross_entropy_is_both_in_one(lead, vocab, dim, chunk, seed):
     )
     logits, linear_backward = layers.linear(x, weight)
     loss, loss_backward = layers.cross_entropy(logits, targets)
-    fused, backward = layers.linear_cross_entropy(x, weight, targets, chunk)
+    fused, backward = layers.linear_cross_entropy(x, weight, targets, chunk=chunk)
     assert fused == pytest.approx(loss)
     for ours, textbook in zip(backward(0.7), linear_backward(loss_backward(0.7)), strict=True):
         close(ours, textbook)

@@ -1,10 +1,6 @@
 """The model: gradients through all of it, and generation with and without cache."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import architectures
-import bpe
-import chat
 import model
+import mtp
 from engine import to_numpy, xp
 
 seed = st.integers(0, 2**32 - 1)
@@ -70,6 +65,10 @@ variant = st.sampled_from(sorted(VARIANTS)).map(lambda name: dataclasses.replace
 generative = variant.filter(lambda config: config.causal)
 
 
+def options(config, tokens, dtype=np.float64, **around):
+    return model.layer_options(config, tokens, dtype, **around)
+
+
 def tokens_of(seed, config, *shape):
     return xp.asarray(np.random.default_rng(seed).integers(0, config.vocab_size, shape))
 
@@ -84,8 +83,9 @@ def test_the_gradient_of_every_weight(config, seed):
     options = {"coordinates": 3, "directions": 1, "tolerance": 1e-5}
     check(lambda params: model.loss(params, config, tokens, targets), params, **options)
     check(lambda params: model.forward(params, config, tokens), params, **options)
-    mtp = bool(config.num_nextn_predict_layers)
-    check(lambda params: model.losses(params, config, tokens, targets, mtp), params, **options)
+    around = {"balance": 0.1}
+    terms = [mtp.term(0.3, **around)] if config.num_nextn_predict_layers else []
+    check(lambda params: model.loss(params, config, tokens, targets, terms, **around), params, **options)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -114,27 +114,30 @@ def test_texts_in_one_row_are_texts_in_rows_of_their_own(config, lengths, spare,
     params, total = model.init(config, seed, np.float64), sum(lengths) + spare
     tokens, targets = tokens_of(seed, config, 1, total), tokens_of(seed + 1, config, 1, total)
     numbers = [number for number, n in enumerate(lengths, 1) for _ in range(n)] + [0] * spare
-    segments = xp.asarray(np.array([numbers]))
-    targets[segments == 0] = -100
-    places = [segments[0] == number for number in range(1, len(lengths) + 1)]
+    documents = xp.asarray(np.array([numbers]))
+    targets[documents == 0] = -100
+    places = [documents[0] == number for number in range(1, len(lengths) + 1)]
     for place in places:  # the first tokens of a conversation say who speaks, and are no targets
         targets[0, place.argmax()] = -100
-    mtp = bool(config.num_nextn_predict_layers)
+    counts = [max(1, int((t != -100).sum())) for t in (targets, targets[:, 1:])]
 
-    (hidden, _), _ = model.transformer(params, config, tokens, segments=segments)
-    (loss, _, mtp_loss), backward = model.losses(params, config, tokens, targets, mtp, segments=segments)
-    grads, counts = backward(1.0, 0.0, 0.3 * mtp), [(targets != -100).sum(), (targets[:, 1:] != -100).sum()]
-    sums, expected = np.zeros(2), {name: xp.zeros_like(w) for name, w in params.items()}
+    def loss_of(tokens, targets, documents=None):
+        observe = {}
+        terms = [mtp.term(0.3, counts[1], documents)] if config.num_nextn_predict_layers else []
+        _, backward = model.loss(params, config, tokens, targets, terms, counts[0], documents, observe)
+        return np.array([observe["losses"][name] for name in ("cross_entropy", *["mtp"][: len(terms)])]), backward()
+
+    hidden, _ = model.transformer(params, config, tokens, options(config, tokens, documents=documents))
+    losses, grads = loss_of(tokens, targets, documents)
+    sums, expected = 0.0, {name: xp.zeros_like(w) for name, w in params.items()}
     for place in places:
         alone, own = tokens[:, place], targets[:, place]
-        (own_hidden, _), _ = model.transformer(params, config, alone)
-        close(hidden[:, place], own_hidden, 1e-9)
-        (own_loss, _, own_mtp_loss), own_backward = model.losses(params, config, alone, own, mtp)
-        share = [float(a) / max(1, int(b)) for a, b in zip([(own != -100).sum(), (own[:, 1:] != -100).sum()], counts)]
-        sums += share[0] * own_loss, share[1] * own_mtp_loss
-        for name, g in own_backward(share[0], 0.0, 0.3 * mtp * share[1]).items():
+        close(hidden[:, place], model.transformer(params, config, alone)[0], 1e-9)
+        own_losses, own_grads = loss_of(alone, own)
+        sums = sums + own_losses
+        for name, g in own_grads.items():
             expected[name] += g
-    assert (loss, mtp_loss) == (pytest.approx(sums[0]), pytest.approx(sums[1]))
+    np.testing.assert_allclose(losses, sums, rtol=1e-9)
     for name in params:
         close(grads[name], expected[name], 1e-9)
 
@@ -145,13 +148,17 @@ def test_padding_is_sent_to_no_expert(config, length, spare, seed):
     """Neither in a packed row, with the layer of the token after the next, nor on the left of a prompt."""
     params, observed = model.init(config, seed, np.float64), {}
     tokens = tokens_of(seed, config, 1, length + spare)
-    segments = xp.asarray(np.array([[1] * length + [0] * spare]))
-    model.losses(params, config, tokens, tokens, bool(config.num_nextn_predict_layers), observed, segments)
+    documents = xp.asarray(np.array([[1] * length + [0] * spare]))
+    around = {"documents": documents, "observe": observed}
+    terms = [mtp.term(0.3, **around)] if config.num_nextn_predict_layers else []
+    model.loss(params, config, tokens, tokens, terms, **around)
+    del observed["losses"]
     for layer, seen in observed.items():
         real = length if layer < config.num_hidden_layers else min(length, length + spare - 1)
         assert "load" not in seen or int(seen["load"].sum()) == real * config.num_experts_per_tok
     observed = {}
-    model.transformer(params, config, tokens, padding=segments[:, ::-1] > 0, observed=observed)
+    left = documents[:, ::-1] > 0
+    model.transformer(params, config, tokens, options(config, tokens, padding=left, observe=observed))
     loads = [int(seen["load"].sum()) for seen in observed.values() if "load" in seen]
     assert loads and set(loads) == {length * config.num_experts_per_tok}
 
@@ -160,9 +167,9 @@ def test_padding_is_sent_to_no_expert(config, length, spare, seed):
 @given(packable, seed)
 def test_another_text_in_the_row_changes_nothing(config, seed):
     params, tokens = model.init(config, seed, np.float64), tokens_of(seed, config, 1, 9)
-    segments, other = xp.asarray(np.array([[1] * 4 + [2] * 5])), tokens.copy()
+    around, other = options(config, tokens, documents=xp.asarray(np.array([[1] * 4 + [2] * 5]))), tokens.copy()
     other[0, :4] = (other[0, :4] + 1) % config.vocab_size
-    hidden, changed = (model.transformer(params, config, t, segments=segments)[0][0] for t in (tokens, other))
+    hidden, changed = (model.transformer(params, config, t, around)[0] for t in (tokens, other))
     close(changed[0, 4:], hidden[0, 4:])
     assert abs(changed[0, :4] - hidden[0, :4]).max() > 1e-9
 
@@ -195,12 +202,15 @@ def test_no_token_sees_a_later_one_or_another_row(config, cut, seed):
 def test_what_is_not_asked_for_costs_and_changes_nothing():
     config = dataclasses.replace(TINY, **VARIANTS["mtp"])
     params, tokens = model.init(config, 0), tokens_of(0, config, 2, 6)
-    (loss, aux_loss, mtp), backward = model.losses(params, config, tokens, tokens, mtp=True)
+    around = {"observe": {}, "balance": 0.1}
+    loss, backward = model.loss(params, config, tokens, tokens, [mtp.term(0.3, **around)], **around)
     plain_loss, plain_backward = model.loss(params, config, tokens, tokens)
-    assert loss == plain_loss and aux_loss > 0 and mtp > 0
-    grads, plain, weighted = backward(), plain_backward(), backward(1.0, 0.1, 0.3)
+    losses = around["observe"]["losses"]
+    assert losses["cross_entropy"] == plain_loss and losses["balance"] > 0 and losses["mtp"] > 0
+    assert loss == pytest.approx(sum(losses.values()))
+    plain, weighted, double = plain_backward(), backward(), backward(2.0)
     for name in params:
-        close(grads[name], plain[name])
+        close(double[name], 2 * weighted[name])
         if name.startswith("model.layers.2."):  # the layer for the token after the next
             assert not plain[name].any()
     moved = {name for name in params if abs(weighted[name] - plain[name]).max() > 1e-6}
@@ -214,8 +224,8 @@ def test_the_token_after_the_next_is_predicted_from_the_tokens_before_it():
     other[0, 5] = (other[0, 5] + 1) % config.vocab_size
     results = []
     for t in tokens, other:
-        (hidden, _), _ = model.transformer(params, config, t)
-        results.append(model.multi_token_prediction(params, config, t, hidden)[0][0])
+        hidden, _ = model.transformer(params, config, t)
+        results.append(mtp.next_hidden(params, config, t, hidden, options(config, t[:, 1:], start=1)[-1])[0])
     difference = abs(results[0] - results[1]).max(axis=-1)[0]
     assert difference.shape == (7,) and (difference[:4] < 1e-6).all() and difference[4] > 1e-6
 
@@ -224,7 +234,8 @@ def test_every_layer_observes_its_heads_and_experts():
     config = dataclasses.replace(TINY, **VARIANTS["mtp"])
     params, tokens = model.init(config, 0), tokens_of(0, config, 2, 6)
     observed = {}
-    model.losses(params, config, tokens, tokens, mtp=True, observed=observed)
+    model.loss(params, config, tokens, tokens, [mtp.term(0.3, observe=observed)], observe=observed)
+    del observed["losses"]
     assert sorted(observed) == [0, 1, 2] and all(seen["max_logits"].shape == (4,) for seen in observed.values())
     assert "load" not in observed[0]  # a dense layer
     assert [int(observed[i]["load"].sum()) for i in (1, 2)] == [2 * 12, 2 * 10]
@@ -325,89 +336,3 @@ def test_sampling_follows_the_softmax():
     logits, rng = np.log(np.array([0.5, 0.3, 0.2])), np.random.default_rng(0)
     drawn = model.sample(xp.asarray(np.tile(logits, (20000, 1))), 1.0, rng=rng)
     assert abs(np.bincount(drawn) / 20000 - [0.5, 0.3, 0.2]).max() < 0.015
-
-
-# --- the command line ---
-
-WINDOW = 100
-
-
-@pytest.fixture(scope="module")
-def talker(tmp_path_factory):
-    """A model that has a chat and nothing to say."""
-    folder = tmp_path_factory.mktemp("models") / "talker"
-    words = "the cat sat on a mat and the dog ran to the user and the assistant " * 9
-    tokenizer = bpe.train(words, 300, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    config = dataclasses.replace(TINY, vocab_size=300, max_position_embeddings=WINDOW, eos_token_id=2)
-    model.save(folder, model.init(config, 3), config)
-    tokenizer.save(folder)
-    return folder
-
-
-def command(*arguments, said=b""):
-    environment = {"BACKEND": "numpy"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-    program = [sys.executable, Path(__file__).parents[1] / "model.py", *map(str, arguments)]
-    return subprocess.run(program, input=said, capture_output=True, timeout=60, env=environment)
-
-
-def test_a_chat_answers_forgets_its_beginning_and_survives_a_line_too_long(talker):
-    tokenizer = bpe.load(talker / "tokenizer.json")
-    params, config = model.load(talker)
-    lines, room = ["the cat", "a mat", "the dog " * 99, "ran", "on a mat", "cat"], WINDOW - 9
-    turns, expected, forgotten = [], "", 0
-    for line in lines:
-        kept = [*turns, {"role": "user", "content": line}]
-        while len(prompt := chat.prompt(tokenizer, kept)) > room and len(kept) > 1:
-            kept = kept[2:]
-        expected += "> "
-        if len(prompt) > room:
-            continue
-        forgotten += len(kept) < len(turns) + 1
-        ids = [i for i in model.generate(params, config, prompt, 9, stop=[2]) if i != 2]
-        expected += tokenizer.decode(ids) + "\n"
-        turns = [*kept, {"role": "assistant", "content": tokenizer.decode(ids)}]
-    options = "--load", talker, "--chat", "--max-new-tokens", 9, "--temperature", 0
-    done = command(*options, said="\n".join([*lines, ""]).encode())
-    assert forgotten and done.returncode == 0 and done.stdout.decode() == expected + "> \n"
-    assert done.stderr.count(b"\n") == 1 and f"room for {room}" in done.stderr.decode()
-    ended = command(*options, said=b"the cat\n\nnever read\n")  # an empty line ends it
-    assert ended.returncode == 0 and ended.stdout.decode().count("> ") == 2
-
-
-def test_an_answer_takes_what_is_left_of_the_window(talker):
-    said = b"the cat sat on a mat " * 3 + b"\n"
-    done = command("--load", talker, "--chat", "--system", "a dog", said=said)
-    assert done.returncode == 0 and not done.stderr
-
-
-def test_bytes_that_are_no_utf_8_are_prompted_with_and_typed(talker, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")  # which is strict, as a terminal is
-    odd, options = os.fsdecode(b"a \xff cat"), ["--load", talker, "--max-new-tokens", 3]
-    done = command(*options, "--prompt", odd)
-    assert done.returncode == 0 and done.stdout.startswith(b"a ? cat") and not done.stderr
-    done = command(*options, "--chat", "--system", odd, said=b"the \xff cat\n\n")
-    assert done.returncode == 0 and done.stdout.count(b"> ") == 2 and not done.stderr
-
-
-@pytest.mark.parametrize(
-    "options, what",
-    [
-        (["--chat", "--prompt", "x"], "one of them"),
-        (["--prompt", "x", "--system", "y"], "--system"),
-        (["--system", "y"], "--load"),
-        (["--chat", "--temperature", "-1"], "--temperature"),
-        (["--chat", "--max-new-tokens", "0"], "--max-new-tokens"),
-    ],
-)
-def test_bad_options_are_one_sentence(talker, options, what):
-    done = command("--load", talker, *options, said=b"the cat\n")
-    error = done.stderr.decode()
-    assert done.returncode == 1 and what in error and error.count("\n") == 1 and not done.stdout
-
-
-def test_a_model_that_never_was_in_a_chat_says_so(talker, tmp_path):
-    model.save(tmp_path, *model.load(talker))
-    bpe.train("the cat sat on a mat", 257).save(tmp_path)
-    done = command("--load", tmp_path, "--chat", said=b"the cat\n")
-    assert done.returncode == 1 and b"--finetune" in done.stderr and done.stderr.count(b"\n") == 1
-    assert command("--chat").returncode == 1

@@ -70,11 +70,12 @@ def test_the_textbook_gradients(sizes, seed):
 @given(st.integers(1, 9), seed)
 def test_one_expert_is_a_dense_layer(tokens, seed):
     weights, x = layer(seed, 4, 1), normal(seed, 1, tokens, 4)
-    (y, aux_loss), backward = moe.mixture_of_experts(x, weights, 1)
+    seen = {}
+    y, backward = moe.mixture_of_experts(x, weights, 1, observe=seen, balance=1.0)
     dense, dense_backward = swiglu(x, {name.removeprefix("experts.0."): w for name, w in weights.items()})
     close(y, dense)
-    assert aux_loss == pytest.approx(1)
-    dx, dweights = backward(x, 1.0)
+    assert seen["balance"] == pytest.approx(1)
+    dx, dweights = backward(x)
     dense_dx, _ = dense_backward(x)
     close(dx, dense_dx)
     close(dweights["gate.weight"], xp.zeros((1, 4)))  # there is nothing to choose
@@ -87,7 +88,13 @@ def test_gradients_of_the_layer(sizes, bias, shared, normalise, seed):
     experts, k = sizes
     weights = layer(seed, 4, experts, 3, shared, bias)
     options = {"normalise": normalise, "scale": 1.7}
-    function = lambda x, weights: moe.mixture_of_experts(x, weights, k, **options)
+    dy = normal(seed + 98, 2, 3, 4)
+
+    def function(x, weights):  # a loss of y, and of the balance
+        seen = {}
+        y, backward = moe.mixture_of_experts(x, weights, k, observe=seen, balance=0.3, **options)
+        return float((dy * y).sum()) + 0.3 * seen["balance"], lambda: backward(dy)
+
     check(function, normal(seed + 99, 2, 3, 4), weights, coordinates=4, directions=1, seed=seed, tolerance=1e-5)
 
 
@@ -127,13 +134,14 @@ def test_the_order_of_the_tokens_and_other_sequences_do_not_matter(sizes, seed):
     (experts, k), x = sizes, normal(seed, 2, 5, 4)
     weights = layer(seed, 4, experts)
     order = np.random.default_rng(seed).permutation(5)
-    (y, aux_loss), _ = moe.mixture_of_experts(x, weights, k)
-    (moved, moved_aux_loss), _ = moe.mixture_of_experts(x[:, order], weights, k)
+    seen, moved_seen, *seen_by_half = {}, {}, {}, {}
+    y, _ = moe.mixture_of_experts(x, weights, k, observe=seen)
+    moved, _ = moe.mixture_of_experts(x[:, order], weights, k, observe=moved_seen)
     close(moved, y[:, order])
-    assert moved_aux_loss == pytest.approx(aux_loss)
-    halves = [moe.mixture_of_experts(x[i : i + 1], weights, k)[0] for i in range(2)]
-    close(xp.concatenate([y for y, _ in halves]), y)
-    assert aux_loss == pytest.approx(sum(aux_loss for _, aux_loss in halves) / 2)
+    assert moved_seen["balance"] == pytest.approx(seen["balance"])
+    halves = [moe.mixture_of_experts(x[i : i + 1], weights, k, observe=seen_by_half[i])[0] for i in range(2)]
+    close(xp.concatenate(halves), y)
+    assert seen["balance"] == pytest.approx(sum(half["balance"] for half in seen_by_half) / 2)
 
 
 @fast
@@ -163,18 +171,19 @@ def test_padding_is_sent_to_no_expert_and_counts_for_nothing(sizes, shared, leng
     number = xp.arange(time)
     real = xp.stack([number >= time - n if left else number < n for n in lengths])
     observed = {}
-    (y, aux_loss), backward = moe.mixture_of_experts(x, weights, k, observed, real)
-    dx, dweights = backward(dy * real[:, :, None], 0.7)
+    y, backward = moe.mixture_of_experts(x, weights, k, real, observed, 0.7)
+    dx, dweights = backward(dy * real[:, :, None])
     alone_loss, load, sums = 0.0, 0, {}
     for row, n in enumerate(lengths):
         part, seen = slice(time - n, time) if left else slice(n), {}
-        (alone, loss), alone_backward = moe.mixture_of_experts(x[row : row + 1, part], weights, k, seen)
+        own = x[row : row + 1, part]
+        alone, alone_backward = moe.mixture_of_experts(own, weights, k, None, seen, 0.7 / len(lengths))
         close(y[row : row + 1, part], alone)
-        alone_loss, load = alone_loss + loss / len(lengths), load + seen["load"]
-        alone_dx, grads = alone_backward(dy[row : row + 1, part], 0.7 / len(lengths))
+        alone_loss, load = alone_loss + seen["balance"] / len(lengths), load + seen["load"]
+        alone_dx, grads = alone_backward(dy[row : row + 1, part])
         close(dx[row : row + 1, part], alone_dx)
         sums = {name: sums.get(name, 0) + g for name, g in grads.items()}
-    assert aux_loss == pytest.approx(alone_loss)
+    assert observed["balance"] == pytest.approx(alone_loss)
     close(observed["load"], load)
     for name, g in sums.items():
         close(dweights[name], g)
@@ -193,12 +202,12 @@ def test_both_remedies_even_out_a_router_that_prefers_one_expert(way):
     busiest = []
     for _ in range(300):
         observed = {}
-        _, backward = moe.mixture_of_experts(x, weights, 2, observed)
+        _, backward = moe.mixture_of_experts(x, weights, 2, observe=observed, balance=1.0)
         busiest.append(float(observed["load"].max() / observed["load"].mean()))
         if way == "bias":
             moe.adjust_bias(weights["gate.e_score_correction_bias"], observed["load"], 0.01)
         else:
-            _, dweights = backward(xp.zeros_like(x), 1.0)
+            _, dweights = backward(xp.zeros_like(x))
             weights["gate.weight"] -= 1.0 * dweights["gate.weight"]
     assert busiest[0] > 2.5 and np.mean(busiest[-20:]) < 1.5
 

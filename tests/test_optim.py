@@ -5,12 +5,14 @@ import pytest
 from gradcheck import close, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import block_weights, latent_weights
+from test_attention import block_weights
+from test_latent import latent_weights
 
 import optim
 import posenc
-from attention import latent_attention, self_attention
+from attention import Options, self_attention
 from engine import xp
+from latent import latent_attention
 
 seed = st.integers(0, 2**32 - 1)
 size = st.integers(1, 12)
@@ -134,7 +136,7 @@ def test_clipped_heads_score_the_threshold_and_the_others_as_before(heads, low_r
 
     def largest():
         observed = {}
-        latent_attention(x, weights, heads, v_dim, tables, observed=observed)
+        latent_attention(x, weights, heads, v_dim, Options(rope=tables, observe=observed))
         return observed["max_logits"]
 
     before, values = largest(), weights["kv_b_proj.weight"].reshape(heads, nope + v_dim, rank)[:, nope:].copy()
@@ -151,7 +153,7 @@ def test_heads_that_share_their_keys_are_clipped_by_their_queries(kv_heads, grou
 
     def largest():
         observed = {}
-        self_attention(x, weights, heads, kv_heads, observed=observed)
+        self_attention(x, weights, heads, kv_heads, Options(observe=observed))
         return observed["max_logits"]
 
     before = largest()

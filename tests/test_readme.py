@@ -18,13 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import attention
 import layers
-import moe
 import policy
 import train
 from engine import corpus, to_numpy, xp
-from lab import annotator
+from lab import annotator, demo_attention, demo_moe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -192,8 +190,8 @@ def short_cot(*arguments):
 
 
 SHORT = {  # the three that take long
-    ("attention.py",): lambda: attention.demo(sizes=(64, 128, 256)),
-    ("moe.py",): lambda: moe.demo(steps=20, counts=(2,)),
+    ("attention.py",): lambda: demo_attention.demo(sizes=(64, 128, 256)),
+    ("moe.py",): lambda: demo_moe.demo(steps=20, counts=(2,)),
     ("cot.py",): lambda: short_cot("--minutes", "0.01"),
 }
 MADE = {"train.py": "model.safetensors", "rlhf.py": "summary.json", "cot.py": "summary.json"}

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model
+import mtp
 import train
-from attention import tiles
-from engine import to_numpy, xp
+from engine import flash, to_numpy, xp
 from layers import IGNORE
 
 ROOT = Path(__file__).parents[1]
@@ -66,20 +66,21 @@ def test_the_gradient_in_pieces_over_threads_is_the_gradient_in_one(config, batc
     params = model.init(config, seed, np.float64)
     tokens, targets = rng.integers(0, 300, (2, batch, 7))
     targets[rng.random(targets.shape) < 0.4] = IGNORE
-    mtp, observed = bool(config.num_nextn_predict_layers), {}
-    whole = params, config, xp.asarray(tokens), xp.asarray(targets), mtp, observed
-    (loss, _, _), backward = model.losses(*whole)
-    grads = backward(1.0, 0.1, 0.3 * mtp)
+    observed, around = {}, {"balance": 0.1}
+    around["observe"] = observed
+    terms = [mtp.term(0.3, **around)] if config.num_nextn_predict_layers else []
+    _, backward = model.loss(params, config, xp.asarray(tokens), xp.asarray(targets), terms, **around)
+    grads, loss = backward(), observed.pop("losses")["cross_entropy"]
     with train.thread_pool(threads) as pool:
         split_loss, split_grads, split_observed = train.gradient(
-            params, config, tokens, targets, micro_batch, pool.map, aux_weight=0.1, mtp_weight=0.3 * mtp
+            params, config, tokens, targets, micro_batch, pool.map, aux_weight=0.1, mtp_weight=0.3 * len(terms)
         )
     assert split_loss == pytest.approx(loss)
     for name in params:
         close(split_grads[name], grads[name])
     assert observed.keys() == split_observed.keys()
     for layer, seen in observed.items():
-        for name in seen:
+        for name in seen.keys() - {"balance"}:
             close(split_observed[layer][name], seen[name])
 
 
@@ -92,7 +93,7 @@ def test_the_gradient_in_pieces_keeps_texts_of_one_row_apart(config, batch, micr
     segments = np.sort(rng.integers(0, 3, (batch, 7)), axis=1)
     targets[rng.random(targets.shape) < 0.4] = IGNORE
     whole = [xp.asarray(array) for array in (tokens, targets, segments)]
-    (loss, _, _), backward = model.losses(params, config, *whole[:2], segments=whole[2])
+    loss, backward = model.loss(params, config, *whole[:2], documents=whole[2])
     grads = backward()
     split_loss, split_grads, _ = train.gradient(params, config, tokens, targets, micro_batch, segments=segments)
     assert split_loss == pytest.approx(loss)
@@ -408,8 +409,8 @@ def test_every_architecture_trains_with_its_features(arch, text, tmp_path):
     bias = params.get("model.layers.1.mlp.gate.e_score_correction_bias")
     if bias is not None:  # every step moved it by the speed, up or down or not at all
         assert 0 < abs(bias).max() <= 30 * 0.001 + 1e-6
-    observed = {}
-    model.transformer(params, config, xp.asarray(np.arange(2, 18)[None]), observed=observed)
+    observed, tokens = {}, xp.asarray(np.arange(2, 18)[None])
+    model.transformer(params, config, tokens, model.layer_options(config, tokens, np.float32, observe=observed))
     if "--qk-clip" in options:  # clipped after the last step, on another text
         assert observed[0]["max_logits"].max() < 0.01
 
@@ -432,9 +433,9 @@ def test_the_work_of_sparse_attention_grows_as_the_docstring_says(attention, exp
     for context in 1024, 16384:
         settings = {name: default for name, (_, default, _) in train.SETTINGS.items()}
         config = train.sibling(settings | {"attention": attention, "context": context}, SimpleNamespace(vocab_size=300))
-        plan = tiles(context, context, True, config.window(0), config.pattern(0), 16, 16)
-        length = lambda cols: cols.stop - cols.start if isinstance(cols, slice) else len(cols)
-        work.append(sum((rows.stop - rows.start) * sum(map(length, columns)) for rows, columns in plan))
+        mask = model.layer_options(config, np.zeros((1, context), int), np.float32)[0].mask
+        plan = flash.plan(mask, context, context, 16, 16, 16)
+        work.append(sum((rows.stop - rows.start) * sum(flash.length(c) for c, _ in columns) for rows, columns in plan))
     assert np.log(work[1] / work[0]) / np.log(16) == pytest.approx(exponent, abs=0.1)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import masks
 from attention import flash_attention
 from engine import flash_cuda as launch
 from engine import to_numpy, xp
@@ -101,7 +102,10 @@ def test_the_kernels_compute_flash_attention(half, dim, place, folder):
 
         real = None if padding is None else xp.asarray(np.arange(keys) >= first_key[:, None])
         exact = [xp.asarray(x.astype(np.float64)) for x in (q, k, v, dy)]
-        y, backward = flash_attention(*exact[:3], causal, window, padding=real, scale=scale)
+        parts = [masks.causal] if causal else []
+        parts += [] if window is None else [masks.window(window)]
+        parts += [] if real is None else [masks.padding(real)]
+        y, backward = flash_attention(*exact[:3], masks.both(parts), scale=scale)
         expected = [to_numpy(x) for x in (y, *backward(exact[3]))]
 
         q, k, v, dy = (here.asarray(x) for x in (q, k, v, dy))
