@@ -1,11 +1,19 @@
-"""Transformers actuales: six published architectures, as numbers.
+"""Transformers actuales: six published architectures.
 
-Llama 3.2 1B, Qwen3 4B and SmolLM3 3B are dense: every token passes through every weight. Qwen3 235B-A22B,
-DeepSeek V3 and Kimi K2 send each token to a few of many experts (moe.py), and the last two keep one small
-latent vector per token instead of keys and values (attention.py). All six are one model (model.py) with
-other sizes and switches, the fields of `Config`, which have their names in the published config.json.
+All six are one model (model.py): pre-norm decoders of attention and SwiGLU, with RMSNorm and RoPE. They differ in
 
-`shapes` gives every weight by its published name, so sizes and costs are computed without allocating one.
+                 attention          positions           feed-forward layer                     parameters     active
+    Llama 3.2    grouped, 32 : 8    RoPE, stretched     one SwiGLU                                    1 B
+    Qwen3        grouped, 32 : 8    RoPE                one SwiGLU; queries and keys normalised       4 B
+    SmolLM3      grouped, 16 : 4    RoPE in 3 of 4      one SwiGLU                                    3 B
+    Qwen3 MoE    grouped, 64 : 4    RoPE                8 of 128 experts; q and k normalised        235 B       22 B
+    DeepSeek V3  latent, 128 heads  RoPE, stretched     8 of 256 experts in 8 groups and one        671 B       37 B
+                                                        shared; the first 3 layers dense
+    Kimi K2      latent, 64 heads   RoPE, stretched     8 of 384 experts and one shared; the      1,026 B       32 B
+                                                        first layer dense
+
+`ARCHITECTURES` has their numbers, by the names of the published config.json; `shapes` every weight by its published
+name, so that sizes and `costs` are computed without allocating one; `sibling` makes a small one of the same kind.
 """
 
 import dataclasses
@@ -14,6 +22,8 @@ from dataclasses import dataclass
 
 import posenc
 from masks import PATTERNS, sparse
+
+SPARSE = {f"{kind}_attention": kind for kind in PATTERNS}  # see masks.PATTERNS
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,10 @@ class Config:
         """The number of routed experts in a layer that has them."""
         return self.num_experts or self.n_routed_experts or 0
 
+    @property
+    def shared(self):
+        return self.n_shared_experts or 0
+
     def has_experts(self, layer):
         dense = layer < (self.first_k_dense_replace or 0) or layer in (self.mlp_only_layers or ())
         dense = dense or (layer + 1) % (self.decoder_sparse_step or 1) != 0
@@ -103,199 +117,65 @@ class Config:
         stretched = self.rope_scaling or {}
         return scale * posenc.sharpening(stretched.get("factor") or 1, stretched.get("mscale_all_dim")) ** 2
 
-    def check(self):
-        """Raises ValueError where the sizes do not fit each other, or posenc lacks what rope_scaling asks for."""
-        layers, kv_heads = self.num_hidden_layers, self.num_key_value_heads
-        if not kv_heads or self.num_attention_heads % kv_heads:
-            raise ValueError(f"{self.num_attention_heads} heads cannot share {kv_heads} key-value heads")
-        if not 0 < self.head_dim <= 2**16 or self.head_dim % 2:
-            raise ValueError(f"RoPE cannot turn {self.head_dim} numbers: they must be pairs, and 65,536 at most")
-        if layers * (self.experts + 1) > 200_000:
-            raise ValueError(f"{layers:,} layers of {self.experts:,} experts are more than any machine holds")
-        for name in "no_rope_layers", "layer_types":
-            per_layer = getattr(self, name)
-            if per_layer is not None and len(per_layer) != layers:
-                raise ValueError(f"{name} has {len(per_layer)} entries for {layers} layers")
-        unknown = set(self.layer_types or ()) - {"full_attention", "sliding_attention", *SPARSE}
-        if unknown:
-            raise ValueError(f"config.json asks for layer_types = {min(unknown)!r:.40}, which is not here")
-        try:
-            for layer in range(layers):
-                self.pattern(layer)
-            for name, size in (self.sparse_attention or {}).items():
-                if type(size) is not int or not (name in ("stride", "block")) <= size <= 2**20:
-                    raise TypeError
-        except TypeError:
-            raise ValueError(f"no pattern has sparse_attention = {self.sparse_attention!r:.40}") from None
-        if any(map(self.has_experts, range(layers))):
-            groups, used = self.n_group or 1, self.topk_group or 1
-            in_group, left = divmod(self.experts, groups)
-            if left or used > groups or (groups > 1 and in_group < 2):
-                raise ValueError(f"{self.experts} experts cannot be in {groups} groups of which {used} are used")
-            if not 1 <= (self.num_experts_per_tok or 0) <= used * in_group or not self.moe_intermediate_size:
-                raise ValueError(
-                    f"a token cannot be sent to {self.num_experts_per_tok} of {used * in_group} experts "
-                    f"of size {self.moe_intermediate_size}"
-                )
-        if self.kv_lora_rank is not None:
-            sizes = ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
-            sizes += [] if self.q_lora_rank is None else ["q_lora_rank"]
-            for name in sizes:
-                if not getattr(self, name):
-                    raise ValueError(f"latent attention cannot have {name} = {getattr(self, name)}")
-        posenc.rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling, self.max_position_embeddings)
 
+# ------------------------------------------------------------------------------------------------ the numbers
 
-SPARSE = {f"{kind}_attention": kind for kind in PATTERNS}  # see masks.PATTERNS
-
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-DEEPSEEK_SCALING = {
-    "rope_type": "yarn",
-    "factor": 40.0,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 4096,
+NUMBERS = """
+                         llama3.2   qwen3      smollm3    qwen3-moe  deepseek-v3  kimi-k2
+model_type               llama      qwen3      smollm3    qwen3_moe  deepseek_v3  deepseek_v3
+vocab_size               128256     151936     128256     151936     129280       163840
+hidden_size              2048       2560       2048       4096       7168         7168
+intermediate_size        8192       9728       11008      12288      18432        18432
+num_hidden_layers        16         36         36         94         61           61
+num_attention_heads      32         32         16         64         128          64
+num_key_value_heads      8          8          4          4          128          64
+head_dim                 64         128        128        128        64           64
+max_position_embeddings  131072     40960      65536      40960      163840       131072
+rms_norm_eps             1e-5       1e-6       1e-6       1e-6       1e-6         1e-6
+rope_theta               5e5        1e6        5e6        1e6        1e4          5e4
+tie_word_embeddings      yes        yes        yes        no         no           no
+bos_token_id             128000     151643     128000     151643     0            163584
+eos_token_id             128001     151645     128012     151645     1            163585
+num_experts              -          -          -          128        -            -
+n_routed_experts         -          -          -          -          256          384
+num_experts_per_tok      -          -          -          8          8            8
+moe_intermediate_size    -          -          -          1536       2048         2048
+n_shared_experts         -          -          -          -          1            1
+norm_topk_prob           -          -          -          yes        yes          yes
+routed_scaling_factor    -          -          -          -          2.5          2.827
+n_group                  -          -          -          -          8            1
+topk_group               -          -          -          -          4            1
+first_k_dense_replace    -          -          -          -          3            1
+decoder_sparse_step      -          -          -          1          -            -
+q_lora_rank              -          -          -          -          1536         1536
+kv_lora_rank             -          -          -          -          512          512
+qk_nope_head_dim         -          -          -          -          128          128
+qk_rope_head_dim         -          -          -          -          64           64
+v_head_dim               -          -          -          -          128          128
+rope_interleave          -          -          -          -          yes          yes
+num_nextn_predict_layers -          -          -          -          1            0
+"""
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+OTHERS = {  # what no single number says
+    "llama3.2": {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8192}},
+    "smollm3": {"no_rope_layers": (1, 1, 1, 0) * 9},
+    "deepseek-v3": {"rope_scaling": YARN | {"original_max_position_embeddings": 4096}},
+    "kimi-k2": {"rope_scaling": YARN | {"original_max_position_embeddings": 4096, "factor": 32.0, "beta_fast": 1.0}},
 }
 
 
-ARCHITECTURES = {
-    "llama3.2": Config(  # 1B
-        model_type="llama",
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_theta=5e5,
-        rope_scaling=LLAMA3_SCALING,
-        tie_word_embeddings=True,
-        bos_token_id=128000,
-        eos_token_id=128001,
-    ),
-    "qwen3": Config(  # 4B
-        model_type="qwen3",
-        vocab_size=151936,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        rope_theta=1e6,
-        tie_word_embeddings=True,
-        bos_token_id=151643,
-        eos_token_id=151645,
-    ),
-    "smollm3": Config(  # 3B
-        model_type="smollm3",
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=11008,
-        num_hidden_layers=36,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=128,
-        max_position_embeddings=65536,
-        rope_theta=5e6,
-        no_rope_layers=(1, 1, 1, 0) * 9,
-        tie_word_embeddings=True,
-        bos_token_id=128000,
-        eos_token_id=128012,
-    ),
-    "qwen3-moe": Config(  # 235B-A22B
-        model_type="qwen3_moe",
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=94,
-        num_attention_heads=64,
-        num_key_value_heads=4,
-        head_dim=128,
-        max_position_embeddings=40960,
-        rope_theta=1e6,
-        bos_token_id=151643,
-        eos_token_id=151645,
-        num_experts=128,
-        num_experts_per_tok=8,
-        moe_intermediate_size=1536,
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-    ),
-    "deepseek-v3": Config(  # 671B
-        model_type="deepseek_v3",
-        vocab_size=129280,
-        hidden_size=7168,
-        intermediate_size=18432,
-        num_hidden_layers=61,
-        num_attention_heads=128,
-        num_key_value_heads=128,
-        head_dim=64,
-        max_position_embeddings=163840,
-        rope_scaling=DEEPSEEK_SCALING,
-        bos_token_id=0,
-        eos_token_id=1,
-        n_routed_experts=256,
-        num_experts_per_tok=8,
-        moe_intermediate_size=2048,
-        n_shared_experts=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
-        n_group=8,
-        topk_group=4,
-        first_k_dense_replace=3,
-        q_lora_rank=1536,
-        kv_lora_rank=512,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
-        rope_interleave=True,
-        num_nextn_predict_layers=1,
-    ),
-    "kimi-k2": Config(  # 1 trillion
-        model_type="deepseek_v3",
-        vocab_size=163840,
-        hidden_size=7168,
-        intermediate_size=18432,
-        num_hidden_layers=61,
-        num_attention_heads=64,
-        num_key_value_heads=64,
-        head_dim=64,
-        max_position_embeddings=131072,
-        rope_theta=5e4,
-        rope_scaling=DEEPSEEK_SCALING | {"factor": 32.0, "beta_fast": 1.0},
-        bos_token_id=163584,
-        eos_token_id=163585,
-        n_routed_experts=384,
-        num_experts_per_tok=8,
-        moe_intermediate_size=2048,
-        n_shared_experts=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.827,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
-        q_lora_rank=1536,
-        kv_lora_rank=512,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
-        rope_interleave=True,
-        num_nextn_predict_layers=0,
-    ),
-}
+def read_numbers(table):
+    """{architecture: Config} of a table like the one above."""
+    (names, *rows), said = (line.split() for line in table.strip().splitlines()), {"yes": True, "no": False, "-": None}
+    value = lambda x: said[x] if x in said else int(x) if x.isdigit() else float(x) if x[0].isdigit() else x
+    columns = zip(*([value(x) for x in row[1:]] for row in rows))
+    fields = [dict(zip((row[0] for row in rows), column)) for column in columns]
+    return {name: Config(**numbers, **OTHERS.get(name, {})) for name, numbers in zip(names, fields)}
+
+
+ARCHITECTURES = read_numbers(NUMBERS)
+
 
 # --------------------------------------------------------------------------------------- weights and their cost
 
@@ -376,9 +256,9 @@ def _mlp_shapes(config, layer):
 def costs(config, context=4096):
     """What the model needs, without the layer for the token after the next: a dict of
 
-    parameters; active: those that one token is computed with, all but the experts it is not sent to;
-    cache: numbers kept for each token of the context; forward, training: floating-point operations a token,
-    where a multiplication and an addition are two, in a text of `context` tokens.
+    parameters; active: the active parameters, those that one token is computed with, all but the experts it is not
+    sent to; cache: numbers kept for each token of the context; forward, training: FLOPs a token, of which a
+    multiplication and an addition are two, in a text of `context` tokens.
     """
     config = dataclasses.replace(config, num_nextn_predict_layers=0)
     sizes = {name: math.prod(shape) for name, shape in shapes(config).items()}
@@ -407,21 +287,53 @@ def costs(config, context=4096):
     }
 
 
-def describe(context=4096):
-    """Prints the published architectures in numbers."""
-    print(
-        "                      parameters           KV cache, bytes   operations a token     memory of the weights\n"
-        "architecture             in all    used a token    a token     forward    training     bfloat16       float32"
-    )
-    for name, config in ARCHITECTURES.items():
-        c = costs(config, context)
-        print(
-            f"{name:12}{c['parameters']:19,}{c['active']:16,}{2 * c['cache']:11,}"
-            f"{c['forward'] / 1e9:10.1f} G{c['training'] / 1e9:10.1f} G"
-            f"{2 * c['parameters'] / 2**30:9,.1f} GiB{4 * c['parameters'] / 2**30:10,.1f} GiB"
+# ------------------------------------------------------------------------------------------------ small siblings
+
+
+def sibling(name, vocab_size, layers, hidden, heads, kv_heads, feed_forward, context, experts=8, experts_per_token=2,
+            attention=None, **others):  # fmt: skip
+    """The published architecture `name` at another size: all its switches, fewer and smaller layers, and of the experts
+    and latent vectors a size that suits them.
+
+    feed_forward: size inside a dense layer; None: 8/3 of hidden. attention: of every other layer, "sliding" or one of
+    masks.PATTERNS; None: as published. others: further fields of the Config.
+    """
+    published, head_dim = ARCHITECTURES[name], hidden // heads
+    feed_forward = feed_forward or round_up(hidden * 8 / 3, 32)
+    rope = published.no_rope_layers  # its pattern goes on where the sibling has more layers
+    others |= {"no_rope_layers": rope and tuple(rope[i % len(rope)] for i in range(layers))}
+    if attention:
+        root = max(1, math.isqrt(context // 16))  # of the number of blocks
+        others["layer_types"] = tuple(
+            f"{attention}_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
         )
-    print(
-        "\nA token uses all parameters but the experts it is not sent to. The cache is in bfloat16. Operations:\n"
-        f"10⁹ additions and multiplications for a token in a text of {context:,}, of which it sees half on average.\n"
-        "DeepSeek V3 without its layer for the token after the next."
-    )
+        others["sliding_window"] = context // 4 + 1 if attention == "sliding" else None
+        # a stride of √blocks makes strided and fixed patterns O(n √n); bigbird's stays 2 however long the text: O(n)
+        others["sparse_attention"] = {"block": 16, "stride": root if attention in ("strided", "fixed") else 2}
+    if published.experts:
+        # a group is judged by its two best experts, so it has at least two
+        divisors = [g for g in range(2, (published.n_group or 1) + 1) if experts % g == 0 and experts // g >= 2]
+        groups = max([1, *divisors])
+        others |= {name: experts for name in ("num_experts", "n_routed_experts") if getattr(published, name)}
+        others |= {
+            "num_experts_per_tok": experts_per_token,
+            "norm_topk_prob": published.norm_topk_prob and experts_per_token > 1,  # one gate alone would always be 1
+            # a token passes through as many numbers as in a dense layer
+            "moe_intermediate_size": round_up(
+                feed_forward / (experts_per_token + (published.n_shared_experts or 0)), 16
+            ),
+            "n_group": published.n_group and groups,
+            "topk_group": published.n_group and max(1, groups * published.topk_group // published.n_group),
+            "first_k_dense_replace": published.first_k_dense_replace and min(1, layers - 1),
+        }
+    if published.kv_lora_rank:
+        others |= {"q_lora_rank": hidden * 3 // 4, "kv_lora_rank": hidden // 4, "qk_nope_head_dim": head_dim}
+        others |= {"qk_rope_head_dim": head_dim // 2, "v_head_dim": head_dim}
+        head_dim, kv_heads = head_dim // 2, heads
+    sizes = {"vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": feed_forward, "head_dim": head_dim}
+    sizes |= {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    return dataclasses.replace(published, max_position_embeddings=context, **sizes, **others)
+
+
+def round_up(size, multiple):
+    return math.ceil(size / multiple) * multiple

@@ -1,11 +1,18 @@
-"""Checkpoints: a model in a folder, as it is published.
+"""Tipos de LLMs, plataformas: an open model is a folder that anybody can load.
 
     config.json          the sizes and switches, see architectures.Config
     model.safetensors    the weights, by name; large models come in several such files and an index of them
+    tokenizer.json       see bpe.py
 
-A checkpoint is somebody else's file. Whatever it claims is checked before it is used, and what does not fit, or
-what the model does not have, is refused with one sentence. What is written replaces its forerunner file by file,
-each whole or not at all.
+Open models come as such folders (Hugging Face transformers reads and writes them, too), in whatever precision their
+authors chose:
+
+    params, config = load("SmolLM2-135M")
+    save("mine", params, config)
+
+A checkpoint is somebody else's file: what it claims is checked (engine/published.py, engine/safetensors.py), and what
+does not fit, or what the model does not have, is refused with one sentence. What is written replaces its forerunner
+file by file, each whole or not at all.
 """
 
 import dataclasses
@@ -15,92 +22,11 @@ import os
 import re
 from contextlib import suppress
 
-import numpy as np
-
-from architectures import Config, shapes
-from engine import to_numpy, xp
-from engine.files import parse_json, read_text, shown
-
-# ------------------------------------------------------------------------------------------ *.safetensors
-
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1"}
-
-
-def read_safetensors(path):
-    """The arrays of a safetensors file: {name: array}, memory-mapped where NumPy has the dtype. Changing them does
-    not change the file.
-
-    Raises ValueError for a damaged file, OSError where there is none.
-    """
-    return {name: _as_float(*entry) for name, entry in _mapped(path).items()}
-
-
-def _mapped(path):
-    """The arrays of a safetensors file as they are stored: {name: (memory-mapped array, name of its format)}.
-
-    The file: the header's length in 8 bytes, a JSON header {name: {dtype, shape, data_offsets}}, the data,
-    without gaps.
-    """
-    size = os.path.getsize(_regular(path))
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        if size < 8 or start > size:
-            raise ValueError(f"{path} is truncated or no safetensors file")
-        try:
-            header = json.loads(file.read(start - 8), object_pairs_hook=_without_duplicates)
-            header.pop("__metadata__", None)
-            entries = [(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
-            entries.sort(key=lambda entry: entry[3:])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{path} has a damaged safetensors header") from None
-    arrays, expected = {}, 0
-    for name, kind, shape, *offsets in entries:
-        if not isinstance(kind, str) or kind not in DTYPES:
-            raise ValueError(
-                f"{path}: {shown(name)} is stored as {shown(kind)}, which is not one of {', '.join(DTYPES)}"
-            )
-        dtype = np.dtype(DTYPES[kind])
-        whole = (
-            len(offsets) == 2 and len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**60 for n in (*shape, *offsets))
-        )
-        if (
-            not whole
-            or offsets != [expected, expected + dtype.itemsize * math.prod(shape)]
-            or start + offsets[1] > size
-        ):
-            raise ValueError(f"{path} is truncated or damaged at {shown(name)}")
-        begin, expected = offsets
-        empty = begin == expected  # which cannot be mapped
-        array = np.zeros(shape, dtype) if empty else np.memmap(path, dtype, "c", start + begin, shape).view(np.ndarray)
-        arrays[name] = array, kind
-    if start + expected != size:
-        raise ValueError(f"{path} has {size - start - expected:,} bytes that belong to no weight")
-    return arrays
-
-
-def _regular(path):
-    """The path; ValueError for a pipe or a device, of which reading may never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} is not a file")
-    return path
-
-
-def _without_duplicates(pairs):
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("a name comes twice")
-    return dict(pairs)
-
-
-def _as_float(array, kind):
-    """float32 numbers for the formats that NumPy lacks; others as they are."""
-    if kind == "BF16":  # the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    if kind == "F8_E4M3":  # a sign, 4 bits of exponent and 3 of fraction (Micikevicius et al. 2022): 256 numbers
-        exponent, fraction = np.arange(16)[:, None], np.arange(8) / 8
-        positive = np.where(exponent == 0, fraction * 2.0**-6, (1 + fraction) * 2.0 ** (exponent - 7.0)).ravel()
-        positive[-1] = np.nan
-        return np.concatenate([positive, -positive]).astype(np.float32)[array]
-    return array
+from architectures import SPARSE, Config, shapes
+from engine import np, to_numpy, xp
+from engine.files import read_object, replace, shown, write_text
+from engine.published import check_config, checked, is_block_fp8, refuse_what_is_not_here
+from engine.safetensors import as_float, mapped_shards, scaled, write
 
 
 def load(folder, dtype=np.float32, mapped=None):
@@ -112,9 +38,9 @@ def load(folder, dtype=np.float32, mapped=None):
     Raises ValueError or OSError, with one sentence, where something is missing, damaged or does not fit.
     """
     config, published = read_config(folder)
-    stored = _mapped_shards(folder)
+    stored = mapped_shards(folder)
     scales = {name.removesuffix("_scale_inv"): stored.pop(name) for name in list(stored) if name.endswith("_scale_inv")}
-    if scales and not _is_block_fp8(published.get("quantization_config")):
+    if scales and not is_block_fp8(published.get("quantization_config")):
         raise ValueError(
             f"{folder} has scales for {shown(min(scales))}, and config.json has no quantization_config for them"
         )
@@ -123,7 +49,7 @@ def load(folder, dtype=np.float32, mapped=None):
         if kind == "F8_E4M3" and name not in scales:
             raise ValueError(f"{folder} has {shown(name)} in 8-bit floats without a scale")
 
-    mtp_layer = f"model.layers.{config.num_hidden_layers}."  # see model.multi_token_prediction
+    mtp_layer = f"model.layers.{config.num_hidden_layers}."  # see mtp.py
     has_mtp = f"{mtp_layer}eh_proj.weight" in stored  # which is often left out, whatever config.json says
     if has_mtp != bool(config.num_nextn_predict_layers):
         config = dataclasses.replace(config, num_nextn_predict_layers=int(has_mtp))
@@ -159,9 +85,9 @@ def load(folder, dtype=np.float32, mapped=None):
         start += part.size
         along = len(shape) == 2 and shape[0] >= shape[1]
         params[name] = part.reshape(shape[::-1]).T if along else part.reshape(shape)
-        value = _as_float(*stored[name])
+        value = as_float(*stored[name])
         if name in scales:
-            value = _scaled(name, value, _as_float(*scales[name]), published)
+            value = scaled(name, value, as_float(*scales[name]), published["quantization_config"]["weight_block_size"])
         params[name][...] = xp.asarray(value)
     return params, config
 
@@ -169,7 +95,7 @@ def load(folder, dtype=np.float32, mapped=None):
 def read_config(folder):
     """The Config of a folder, and what its config.json holds. ValueError or OSError as of `load`."""
     path = os.path.join(existing(folder), "config.json")
-    published = read_json(path)
+    published = read_object(path)
     try:
         config = config_from_json(published)
     except ValueError as error:
@@ -178,8 +104,8 @@ def read_config(folder):
         raise ValueError(f"{path} is nested too deeply") from None
     generation = os.path.join(folder, "generation_config.json")  # knows all the tokens that end an answer
     if os.path.exists(generation):
-        ends = read_json(generation).get("eos_token_id", config.eos_token_id)
-        config = dataclasses.replace(config, eos_token_id=_checked(FIELDS["eos_token_id"], ends, generation))
+        ends = read_object(generation).get("eos_token_id", config.eos_token_id)
+        config = dataclasses.replace(config, eos_token_id=checked(FIELDS["eos_token_id"], ends, generation))
     return config, published
 
 
@@ -192,35 +118,6 @@ def existing(folder):
         raise ValueError(f"{folder} is not a folder with a checkpoint")
     download = f"hf download {folder} --local-dir {name}"  # of huggingface_hub
     raise ValueError(f"there is no folder {folder}: if it is a published model, `{download}` makes a folder {name}")
-
-
-def _mapped_shards(folder):
-    index = os.path.join(folder, "model.safetensors.index.json")
-    files = ["model.safetensors"]
-    if os.path.exists(index):
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise ValueError(f"{index} has no weight_map from names to files")
-        files = sorted(set(weight_map.values()))
-    stored = {}
-    for file in files:
-        if os.path.basename(file) != file or file in ("", ".", "..") or not file.isprintable() or len(file) > 200:
-            raise ValueError(f"{index} names a file outside its folder, {shown(file)}")
-        arrays = _mapped(os.path.join(folder, file))
-        if stored.keys() & arrays.keys():
-            raise ValueError(f"{folder} has the weight {shown(min(stored.keys() & arrays.keys()))} in two files")
-        stored |= arrays
-    return stored
-
-
-def _scaled(name, matrix, scale, published):
-    """The matrix with each block multiplied by its scale (DeepSeek V3, DeepSeek-AI 2024b, section 3.3)."""
-    block = published["quantization_config"]["weight_block_size"]
-    if matrix.ndim != 2 or scale.shape != tuple(-(-n // b) for n, b in zip(matrix.shape, block, strict=True)):
-        raise ValueError(f"the scales of {name} do not fit it")
-    for axis, b in enumerate(block):
-        scale = scale.repeat(min(b, matrix.shape[axis]), axis=axis)
-    return matrix * scale[: matrix.shape[0], : matrix.shape[1]]
 
 
 # ---------------------------------------------------------------------------------------------- config.json
@@ -247,7 +144,7 @@ def config_from_json(published):
     published |= {k: v for k, v in rope.items() if k == "rope_theta"}
 
     published |= {name: False for name in ("norm_topk_prob", "rope_interleave") if published.get(name, True) is None}
-    fields = {field.name: _checked(field, published.get(field.name)) for field in FIELDS.values()}
+    fields = {field.name: checked(field, published.get(field.name)) for field in FIELDS.values()}
     fields = {name: value for name, value in fields.items() if value is not None}
     for name in OWN - defaults.keys():
         if fields.pop(name, None):
@@ -270,63 +167,14 @@ def config_from_json(published):
     if "sliding_attention" not in fields.get("layer_types", ()):
         fields.pop("sliding_window", None)
     config = Config(**fields)
-    _refuse_what_is_not_here(config, published, rope)
-    config.check()
+    refuse_what_is_not_here(config, published, rope)
+    check(config)
     return config
 
 
-def _checked(field, value, file="config.json"):
-    """The value of a field, with lists as tuples; ValueError where it is of another type or no size."""
-    value = tuple(value) if isinstance(value, list) else value
-    if field.type in (float, float | None) and type(value) is int:
-        value = float(min(value, 10**30))
-    wanted_bool = field.type in (bool, bool | None)
-    fits = value is None or (wanted_bool if type(value) is bool else isinstance(value, field.type))
-    if type(value) in (int, float):
-        fits = fits and 0 <= value < MOST.get(field.name, 2**31)  # which no NaN is
-    if type(value) is tuple:
-        fits = (
-            fits
-            and len(value) <= MOST["num_hidden_layers"]
-            and all(type(x) is (str if field.name == "layer_types" else int) for x in value)
-        )
-    if not fits:
-        raise ValueError(f"{file} cannot have {field.name} = {shown(value)}")
-    return value
-
-
-def _refuse_what_is_not_here(config, published, rope):
-    def given(name, otherwise):
-        return otherwise if published.get(name) is None else published[name]
-
-    types = set(config.layer_types or ())
-    quantization = published.get("quantization_config")
-    lacking = {
-        "hidden_act": given("hidden_act", "silu") not in ("silu", "swish"),
-        "quantization_config": quantization and not _is_block_fp8(quantization),
-        "partial_rotary_factor": any((d.get("partial_rotary_factor") or 1.0) != 1.0 for d in (rope, published)),
-        "use_sliding_window": published.get("use_sliding_window") and not types,
-        "sliding_window": "sliding_attention" in types and not config.sliding_window,
-        "scoring_func": given("scoring_func", "sigmoid") != "sigmoid",
-        "topk_method": given("topk_method", "noaux_tc") != "noaux_tc",
-        "moe_layer_freq": given("moe_layer_freq", 1) != 1,
-        "num_nextn_predict_layers": (config.num_nextn_predict_layers or 0) > 1,
-    }
-    for name, wanted in lacking.items():
-        if wanted:
-            raise ValueError(f"config.json asks for {name} = {shown(published.get(name))}, which is not here")
-
-
-def _is_block_fp8(quantization):
-    """Whether a quantization_config describes DeepSeek's 8-bit floats, with a scale for each block of a matrix."""
-    block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-    return (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(type(n) is int and n > 0 for n in block)
-        and quantization.get("quant_method") == "fp8"
-        and quantization.get("fmt", "e4m3") == "e4m3"
-    )
+def check(config):
+    """Raises ValueError where the sizes of a Config do not fit each other."""
+    check_config(config, {"full_attention", "sliding_attention", *SPARSE})
 
 
 def config_to_json(config):
@@ -426,69 +274,19 @@ OWN = set().union(*(defaults for _, defaults, _ in FAMILIES.values())) & {  # wh
 } - {"sliding_window", "bos_token_id", "eos_token_id"}
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
 REQUIRED += ["max_position_embeddings"]
-MOST = {"num_hidden_layers": 10_000, "num_experts": 100_000, "n_routed_experts": 100_000}  # what no file can ask for
 
 
 def save(folder, params, config, notes=None):
     """Writes config.json and model.safetensors, which transformers loads too; each replaces its forerunner whole.
 
-    notes: {name: text} to stand in the header of model.safetensors, see `metadata`.
+    notes: {name: text} to stand in the header of model.safetensors, see engine/safetensors.py.
     """
-    from safetensors.numpy import save_file
-
     os.makedirs(folder, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(to_numpy(value)) for name, value in params.items()}
-    weights = os.path.join(folder, "model.safetensors")
-    replace(weights, lambda path: save_file(arrays, path, metadata={"format": "pt"} | (notes or {})))
+    arrays = {name: to_numpy(value) for name, value in params.items()}
+    write(os.path.join(folder, "model.safetensors"), arrays, {"format": "pt"} | (notes or {}))
     with suppress(FileNotFoundError):  # of the shards of a forerunner, which would be read instead
         os.remove(os.path.join(folder, "model.safetensors.index.json"))
     replace(
         os.path.join(folder, "config.json"),
         lambda path: write_text(path, json.dumps(config_to_json(config), indent=2) + "\n"),
     )
-
-
-def metadata(path):
-    """The texts in the header of a safetensors file, {name: text}. ValueError for a damaged file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            return file.metadata() or {}
-    except SafetensorError:
-        raise ValueError(f"{path} is damaged") from None
-
-
-def read_json(path):
-    """The object in a JSON file; ValueError where there is none."""
-    value = parse_json(read_text(_regular(path)), path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value
-
-
-def write_text(path, text):
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def replace(path, write):
-    """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one.
-
-    OSError where it cannot be written, such as for want of space; the old file is still there then.
-    """
-    from safetensors import SafetensorError
-
-    temporary = f"{path}.new"
-    try:
-        with open(temporary, "wb") as file:
-            mode = os.fstat(file.fileno()).st_mode  # safetensors lets nobody else read its files
-        write(temporary)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            os.remove(temporary)
-        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -35,6 +35,7 @@ import checkpoint
 import model
 import train
 from engine import cli, corpus, xp
+from engine.files import replace, write_text
 from engine.threads import cores, thread_pool
 from lab import annotator
 from lab.annotator import LONGEST, Assistant, at_matched_length, win_rate
@@ -492,7 +493,7 @@ def chain(assistant, folder, seconds, seed):
         summary["over_optimisation"].append(point)
     draw(summary, os.path.join(folder, "overoptimisation.png"))
     text = json.dumps(summary, indent=2) + "\n"
-    checkpoint.replace(os.path.join(folder, "summary.json"), lambda new: checkpoint.write_text(new, text))
+    replace(os.path.join(folder, "summary.json"), lambda new: write_text(new, text))
     show(a, folder, summary)
     return summary
 

@@ -21,7 +21,6 @@ weights of the lowest validation loss; training.safetensors, the last weights, t
 
 import bz2
 import ctypes
-import dataclasses
 import gzip
 import hashlib
 import itertools
@@ -37,13 +36,15 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+import architectures
 import bpe
 import chat
 import checkpoint
 import lora
 import model
 import mtp
-from engine import cli, corpus, to_numpy, xp
+from engine import cli, corpus, safetensors, to_numpy, xp
+from engine.files import replace, write_text
 from engine.threads import cores, thread_pool
 from layers import IGNORE
 from moe import adjust_bias
@@ -191,13 +192,11 @@ def to_tokens(documents, tokenizer, config=None):
 
 def save_training(folder, params, optimizer, progress):
     """training.safetensors, with all that resuming needs: one file, so that it is whole or not there."""
-    from safetensors.numpy import save_file
-
     arrays = {f"params/{name}": to_numpy(value) for name, value in params.items()}
     for name, state in optimizer.state.items():
         arrays |= {f"state/{key}/{name}": to_numpy(value) for key, value in state.items()}
     path = os.path.join(folder, "training.safetensors")
-    checkpoint.replace(path, lambda new: save_file(arrays, new, metadata={"progress": json.dumps(progress)}))
+    safetensors.write(path, arrays, {"progress": json.dumps(progress)})
 
 
 def load_training(folder, params, optimizer):
@@ -206,7 +205,7 @@ def load_training(folder, params, optimizer):
     """
     path = os.path.join(folder, "training.safetensors")
     missing = set(params)
-    for full, value in checkpoint.read_safetensors(path).items():
+    for full, value in safetensors.read(path).items():
         kind, _, name = full.partition("/")
         key, _, name = name.partition("/") if kind == "state" else ("", "", name)
         if kind not in ("params", "state") or name not in params or params[name].shape != value.shape:
@@ -226,7 +225,7 @@ def read_progress(folder):
     if not os.path.exists(path):
         raise ValueError(f"{folder} holds no run to go on with")
     try:
-        progress = json.loads(checkpoint.metadata(path)["progress"])
+        progress = json.loads(safetensors.metadata(path)["progress"])
         settings = progress["settings"]
         counted = type(progress["step"]) is int and progress["step"] >= 0 and isinstance(progress["data"], str)
         timed = all(math.isfinite(progress[name]) for name in ("seconds", "prepared"))
@@ -253,73 +252,13 @@ def is_setting(name, value):
 
 
 def sibling(settings, tokenizer):
-    """The published architecture at the size of the settings: all its switches, fewer and smaller layers, and of the
-    experts and latent vectors a size that suits them. Raises ValueError for sizes that do not fit each other.
-    """
-    published = model.ARCHITECTURES[settings["arch"]]
-    layers, hidden, heads = settings["layers"], settings["hidden"], settings["heads"]
-    head_dim, feed_forward = hidden // heads, settings["feed_forward"] or round_up(hidden * 8 / 3, 32)
-    rope = published.no_rope_layers  # its pattern goes on where the sibling has more layers
-    config = dataclasses.replace(
-        published,
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=hidden,
-        intermediate_size=feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=settings["kv_heads"],
-        head_dim=head_dim,
-        max_position_embeddings=settings["context"],
-        no_rope_layers=rope and tuple(rope[i % len(rope)] for i in range(layers)),
-        num_nextn_predict_layers=int(settings["mtp"] > 0),
-        bos_token_id=END,
-        eos_token_id=END,
-        causal=settings["objective"] == "causal",
-    )
-    if settings["attention"]:
-        root = max(1, math.isqrt(settings["context"] // 16))  # of the number of blocks
-        config = dataclasses.replace(
-            config,
-            layer_types=tuple(
-                f"{settings['attention']}_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
-            ),
-            sliding_window=settings["context"] // 4 + 1 if settings["attention"] == "sliding" else None,
-            # a stride of √blocks makes strided and fixed patterns O(n √n); BigBird's neighbours stay as few, for O(n)
-            sparse_attention={"block": 16, "stride": root if settings["attention"] in ("strided", "fixed") else 2},
-        )
-    if published.experts:
-        experts, used = settings["experts"], settings["experts_per_token"]
-        # a group is judged by its two best experts, so it has at least two
-        divisors = [g for g in range(2, (published.n_group or 1) + 1) if experts % g == 0 and experts // g >= 2]
-        groups = max([1, *divisors])
-        config = dataclasses.replace(
-            config,
-            **{name: experts for name in ("num_experts", "n_routed_experts") if getattr(published, name)},
-            num_experts_per_tok=used,
-            norm_topk_prob=published.norm_topk_prob and used > 1,  # the gate of one expert would always be 1
-            # a token passes through as many numbers as in a dense layer
-            moe_intermediate_size=round_up(feed_forward / (used + (published.n_shared_experts or 0)), 16),
-            n_group=published.n_group and groups,
-            topk_group=published.n_group and max(1, groups * published.topk_group // published.n_group),
-            first_k_dense_replace=published.first_k_dense_replace and min(1, layers - 1),
-        )
-    if published.kv_lora_rank:
-        config = dataclasses.replace(
-            config,
-            num_key_value_heads=heads,
-            head_dim=head_dim // 2,
-            q_lora_rank=hidden * 3 // 4,
-            kv_lora_rank=hidden // 4,
-            qk_nope_head_dim=head_dim,
-            qk_rope_head_dim=head_dim // 2,
-            v_head_dim=head_dim,
-        )
-    config.check()
+    """The published architecture at the size of the settings. ValueError for sizes that do not fit each other."""
+    names = "layers hidden heads kv_heads feed_forward context experts experts_per_token attention"
+    sizes = {name: settings[name] for name in names.split()} | {"causal": settings["objective"] == "causal"}
+    sizes |= {"num_nextn_predict_layers": int(settings["mtp"] > 0), "bos_token_id": END, "eos_token_id": END}
+    config = architectures.sibling(settings["arch"], tokenizer.vocab_size, **sizes)
+    checkpoint.check(config)
     return config
-
-
-def round_up(size, multiple):
-    return math.ceil(size / multiple) * multiple
 
 
 def is_free(folder):
@@ -541,7 +480,7 @@ class Run:
 def best_in(folder, weights):
     """What a run's folder holds as its best: its weights, their step and their validation loss."""
     try:
-        notes = checkpoint.metadata(os.path.join(folder, "model.safetensors"))
+        notes = safetensors.metadata(os.path.join(folder, "model.safetensors"))
         best = {"step": int(notes["step"]), "val_loss": float(notes["val_loss"])}
     except (KeyError, TypeError, ValueError):  # written by something else: any validation is better
         best = {"step": -1, "val_loss": math.inf}
@@ -667,9 +606,7 @@ class Metrics:
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
                 self.lines = [line for line in map(parsed, file) if line and line["step"] <= step]
-        checkpoint.replace(
-            path, lambda new: checkpoint.write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines))
-        )
+        replace(path, lambda new: write_text(new, "".join(json.dumps(x) + "\n" for x in self.lines)))
 
     def write(self, line):
         line = {name: round(value, 6) for name, value in line.items()}

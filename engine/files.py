@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 import zlib
+from contextlib import suppress
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 60
@@ -70,6 +71,21 @@ def read_json(path):
     return parse_json(read_text(path), path)
 
 
+def read_object(path):
+    """The object in a JSON file, a dict; ValueError where there is none."""
+    value = read_json(regular(path))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
+
+
+def regular(path):
+    """The path; ValueError for a pipe or a device, of which reading may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is not a file")
+    return path
+
+
 def json_lines(text, path):
     """Yields (where, value) of each line of a JSONL text that is not blank; where: file and line, for messages."""
     for number, line in enumerate(text.split("\n"), 1):  # splitlines cuts at U+2028 too, which JSON may hold
@@ -117,3 +133,30 @@ def csv_lines(text, path):
             names, line = names or cells, reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: not CSV: {error}") from None
+
+
+def write_text(path, text):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def replace(path, write):
+    """write(temporary path), then rename: whoever reads `path` finds the old file or the new, never a part of one.
+
+    OSError where it cannot be written, such as for want of space; the old file is still there then.
+    """
+    from safetensors import SafetensorError
+
+    temporary = f"{path}.new"
+    try:
+        with open(temporary, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # safetensors lets nobody else read its files
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -4,7 +4,7 @@ import os
 import sys
 
 import bpe
-from architectures import describe
+from architectures import ARCHITECTURES, costs
 from engine import cli, np
 from model import fill, generate, load
 
@@ -94,3 +94,23 @@ def converse(tokenizer, answer, stop, room, system=None):
             print(f"that is {len(ids)} tokens, and there is room for {room}: say less at a time", file=sys.stderr)
             continue
         turns = [*kept, {"role": "assistant", "content": answer(ids)}]
+
+
+def describe(context=4096):
+    """Prints the published architectures in numbers."""
+    print(
+        "                      parameters           KV cache, bytes   operations a token     memory of the weights\n"
+        "architecture             in all    used a token    a token     forward    training     bfloat16       float32"
+    )
+    for name, config in ARCHITECTURES.items():
+        c = costs(config, context)
+        print(
+            f"{name:12}{c['parameters']:19,}{c['active']:16,}{2 * c['cache']:11,}"
+            f"{c['forward'] / 1e9:10.1f} G{c['training'] / 1e9:10.1f} G"
+            f"{2 * c['parameters'] / 2**30:9,.1f} GiB{4 * c['parameters'] / 2**30:10,.1f} GiB"
+        )
+    print(
+        "\nA token uses all parameters but the experts it is not sent to. The cache is in bfloat16. Operations:\n"
+        f"10⁹ additions and multiplications for a token in a text of {context:,}, of which it sees half on average.\n"
+        "DeepSeek V3 without its layer for the token after the next."
+    )

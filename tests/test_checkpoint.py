@@ -17,7 +17,7 @@ from test_model import TINY, VARIANTS, variant
 import checkpoint
 import model
 import train
-from engine import to_numpy, xp
+from engine import safetensors, to_numpy, xp
 
 seed = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=20, deadline=None)
@@ -47,7 +47,7 @@ def test_half_precision_is_read(tmp_path):
         ("F16", numbers.astype("<f2").tobytes()),
     ):
         (tmp_path / "w").write_bytes(stored(dtype, [2, 2], data))
-        close(checkpoint.read_safetensors(tmp_path / "w")["w"].astype(np.float32), numbers)
+        close(safetensors.read(tmp_path / "w")["w"].astype(np.float32), numbers)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_half_precision_is_read(tmp_path):
 def test_a_damaged_file_is_refused(tmp_path, data):
     (tmp_path / "w").write_bytes(data)
     with pytest.raises(ValueError, match="/w"):
-        checkpoint.read_safetensors(tmp_path / "w")
+        safetensors.read(tmp_path / "w")
 
 
 def test_eight_bit_floats_are_read(tmp_path):
     (tmp_path / "w").write_bytes(stored("F8_E4M3", [256], bytes(range(256))))
-    numbers = checkpoint.read_safetensors(tmp_path / "w")["w"]
+    numbers = safetensors.read(tmp_path / "w")["w"]
     assert numbers[:4].tolist() == [0, 2**-9, 2 * 2**-9, 3 * 2**-9] and numbers[8] == 2**-6
     assert numbers[0x38] == 1 and numbers[0x3C] == 1.5 and numbers[0x7E] == 448 and np.isnan(numbers[0x7F])
     assert (numbers[129:255] == -numbers[1:127]).all() and (np.diff(numbers[:127]) > 0).all()

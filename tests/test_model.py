@@ -47,9 +47,9 @@ LATENT = {
     **EXPERTS,
 }
 VARIANTS = {
-    "llama": {"rope_scaling": architectures.LLAMA3_SCALING},
+    "llama": {"rope_scaling": architectures.ARCHITECTURES["llama3.2"].rope_scaling},
     "experts": {"model_type": "qwen3_moe", "num_experts": 5, **EXPERTS, "decoder_sparse_step": 1},
-    "latent": {**LATENT, "rope_scaling": architectures.DEEPSEEK_SCALING},
+    "latent": {**LATENT, "rope_scaling": architectures.ARCHITECTURES["deepseek-v3"].rope_scaling},
     "mtp": {**LATENT, "num_nextn_predict_layers": 1, "tie_word_embeddings": False},
     "qwen3": {"model_type": "qwen3", "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": (1, 0)},

@@ -58,12 +58,6 @@ def test_a_shift_of_position_is_one_rotation(dim, shift, base):
     close(here @ rotation.T, there)
 
 
-@pytest.mark.parametrize("function", [lambda: posenc.sinusoidal([0], 5), lambda: posenc.rope_frequencies(5)])
-def test_an_odd_dim_is_refused(function):
-    with pytest.raises(ValueError, match="even, not 5"):
-        function()
-
-
 # --- learned ---
 
 
@@ -112,6 +106,13 @@ def test_rope_turns_each_pair_by_its_angle(dim, interleaved, seed):
         a, b = (2 * j, 2 * j + 1) if interleaved else (j, j + dim // 2)
         turn = xp.exp(1j * xp.asarray(positions) * 10000.0 ** (-2 * j / dim))
         close(y[..., a] + 1j * y[..., b], (x[..., a] + 1j * x[..., b]) * turn)
+
+
+@fast
+@given(even, st.integers(1, 9), seed)
+def test_rope_is_the_textbook_rope(dim, time, seed):
+    x, (cos, sin) = normal(seed, 2, 3, time, dim), tables(xp.arange(time) + 5, dim)
+    close(posenc.rope(x, cos, sin)[0], posenc.textbook_rope(x, cos, sin), 1e-14)
 
 
 @fast
@@ -196,22 +197,6 @@ def test_every_frequency_lies_between_none_and_linear(kind, dim, base, factor):
     frequencies, _ = posenc.rope_frequencies(dim, base, {"rope_type": kind, "factor": factor} | EXTENSION)
     assert (frequencies <= plain * (1 + 1e-12)).all() and (frequencies >= plain / factor * (1 - 1e-12)).all()
     close(frequencies[0], plain[0])  # the fastest pair, six tokens a turn, is never slowed
-
-
-@pytest.mark.parametrize(
-    "scaling, named",
-    [
-        ({"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
-        ({"type": "longrope"}, "longrope"),
-        ({"type": "linear"}, "'linear' needs 'factor'"),
-        ({"rope_type": "yarn", "factor": 2.0}, "'yarn' needs 'original_max_position_embeddings'"),
-        ({"rope_type": "llama3", "factor": 8.0} | EXTENSION | {"high_freq_factor": None}, "high_freq_factor"),
-        ({"rope_type": "llama3", "factor": 8.0} | EXTENSION | {"high_freq_factor": 1}, "must be below"),
-    ],
-)
-def test_unknown_scaling_is_refused_by_name(scaling, named):
-    with pytest.raises(ValueError, match=named):
-        posenc.rope_frequencies(8, scaling=scaling)
 
 
 # --- alibi ---

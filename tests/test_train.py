@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import model
 import mtp
 import train
-from engine import flash, to_numpy, xp
+from engine import flash, safetensors, to_numpy, xp
 from layers import IGNORE
 
 ROOT = Path(__file__).parents[1]
@@ -284,9 +284,7 @@ def test_killed_twice_and_resumed_is_never_stopped(options, run, worse, text, tm
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert weights(folder) == weights(whole) and steps_logged(folder) == steps_logged(whole)
-    assert (
-        len({tuple(sorted(train.checkpoint.metadata(x / "model.safetensors").items())) for x in (folder, whole)}) == 1
-    )
+    assert len({tuple(sorted(safetensors.metadata(x / "model.safetensors").items())) for x in (folder, whole)}) == 1
 
 
 def test_a_time_that_is_over_before_the_first_step_is_a_run_of_one_step(text, tmp_path):
@@ -528,7 +526,7 @@ def test_weights_that_are_not_of_the_model_are_one_sentence(run, tmp_path):
 
     folder = shutil.copytree(run[0], tmp_path / "damaged")
     path = folder / "training.safetensors"
-    notes, arrays = train.checkpoint.metadata(path), load_file(path)
+    notes, arrays = safetensors.metadata(path), load_file(path)
     norm = "params/model.norm.weight"
     for changed in (
         {name: w for name, w in arrays.items() if name != norm},
@@ -590,7 +588,7 @@ def run_of(tmp_path, **given):
 
 def stored(folder):
     """What a run goes on from: {"params/name": array, "state/key/name": array}."""
-    arrays = train.checkpoint.read_safetensors(folder / "training.safetensors")
+    arrays = safetensors.read(folder / "training.safetensors")
     return {name: np.array(value) for name, value in arrays.items()}
 
 

@@ -12,6 +12,7 @@ from test_model import TINY
 import bpe
 import chat
 import model
+from lab import talk
 
 WINDOW = 100
 
@@ -95,3 +96,12 @@ def test_a_model_that_never_was_in_a_chat_says_so(talker, tmp_path):
     done = command("--load", tmp_path, "--chat", said=b"the cat\n")
     assert done.returncode == 1 and b"--finetune" in done.stderr and done.stderr.count(b"\n") == 1
     assert command("--chat").returncode == 1
+
+
+def test_the_table_names_the_six_and_their_sizes(capsys):
+    talk.describe()
+    out = capsys.readouterr().out
+    for name, config in model.ARCHITECTURES.items():
+        assert any(
+            name in line and f"{talk.costs(config)['parameters']:,}" in line for line in out.splitlines()
+        )

@@ -1,0 +1,125 @@
+"""*.safetensors, the file that published weights come in: a header's length in 8 bytes, a JSON header {name: {dtype,
+shape, data_offsets}}, the data, without gaps. Others wrote it, so whatever the header claims is checked.
+"""
+
+import json
+import math
+import os
+
+from engine.backend import np
+from engine.files import read_object, regular, replace, shown
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1"}
+
+
+def read(path):
+    """The arrays of a safetensors file: {name: array}, memory-mapped where NumPy has the dtype. Changing them does
+    not change the file.
+
+    Raises ValueError for a damaged file, OSError where there is none.
+    """
+    return {name: as_float(*entry) for name, entry in mapped(path).items()}
+
+
+def mapped(path):
+    """The arrays of a safetensors file as they are stored: {name: (memory-mapped array, name of its format)}."""
+    size = os.path.getsize(regular(path))
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if size < 8 or start > size:
+            raise ValueError(f"{path} is truncated or no safetensors file")
+        try:
+            header = json.loads(file.read(start - 8), object_pairs_hook=_without_duplicates)
+            header.pop("__metadata__", None)
+            entries = [(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
+            entries.sort(key=lambda entry: entry[3:])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{path} has a damaged safetensors header") from None
+    arrays, expected = {}, 0
+    for name, kind, shape, *offsets in entries:
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise ValueError(
+                f"{path}: {shown(name)} is stored as {shown(kind)}, which is not one of {', '.join(DTYPES)}"
+            )
+        dtype = np.dtype(DTYPES[kind])
+        whole = (
+            len(offsets) == 2 and len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**60 for n in (*shape, *offsets))
+        )
+        if (
+            not whole
+            or offsets != [expected, expected + dtype.itemsize * math.prod(shape)]
+            or start + offsets[1] > size
+        ):
+            raise ValueError(f"{path} is truncated or damaged at {shown(name)}")
+        begin, expected = offsets
+        empty = begin == expected  # which cannot be mapped
+        array = np.zeros(shape, dtype) if empty else np.memmap(path, dtype, "c", start + begin, shape).view(np.ndarray)
+        arrays[name] = array, kind
+    if start + expected != size:
+        raise ValueError(f"{path} has {size - start - expected:,} bytes that belong to no weight")
+    return arrays
+
+
+def _without_duplicates(pairs):
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name comes twice")
+    return dict(pairs)
+
+
+def as_float(array, kind):
+    """float32 numbers for the formats that NumPy lacks; others as they are."""
+    if kind == "BF16":  # the upper half of a float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    if kind == "F8_E4M3":  # a sign, 4 bits of exponent and 3 of fraction (Micikevicius et al. 2022): 256 numbers
+        exponent, fraction = np.arange(16)[:, None], np.arange(8) / 8
+        positive = np.where(exponent == 0, fraction * 2.0**-6, (1 + fraction) * 2.0 ** (exponent - 7.0)).ravel()
+        positive[-1] = np.nan
+        return np.concatenate([positive, -positive]).astype(np.float32)[array]
+    return array
+
+
+def mapped_shards(folder):
+    """The same of a folder: of model.safetensors, or of all the files that its index names."""
+    index = os.path.join(folder, "model.safetensors.index.json")
+    files = ["model.safetensors"]
+    if os.path.exists(index):
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError(f"{index} has no weight_map from names to files")
+        files = sorted(set(weight_map.values()))
+    stored = {}
+    for file in files:
+        if os.path.basename(file) != file or file in ("", ".", "..") or not file.isprintable() or len(file) > 200:
+            raise ValueError(f"{index} names a file outside its folder, {shown(file)}")
+        arrays = mapped(os.path.join(folder, file))
+        if stored.keys() & arrays.keys():
+            raise ValueError(f"{folder} has the weight {shown(min(stored.keys() & arrays.keys()))} in two files")
+        stored |= arrays
+    return stored
+
+
+def scaled(name, matrix, scale, block):
+    """The matrix with each block of (rows, columns) times its scale (DeepSeek V3, DeepSeek-AI 2024b, section 3.3)."""
+    if matrix.ndim != 2 or scale.shape != tuple(-(-n // b) for n, b in zip(matrix.shape, block, strict=True)):
+        raise ValueError(f"the scales of {name} do not fit it")
+    for axis, b in enumerate(block):
+        scale = scale.repeat(min(b, matrix.shape[axis]), axis=axis)
+    return matrix * scale[: matrix.shape[0], : matrix.shape[1]]
+
+
+def write(path, arrays, notes):
+    """Writes NumPy arrays, {name: array}, and notes, {name: text}; the file that was there is replaced whole."""
+    from safetensors.numpy import save_file
+
+    replace(path, lambda new: save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new, metadata=notes))
+
+
+def metadata(path):
+    """The texts in the header of a safetensors file, {name: text}. ValueError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        raise ValueError(f"{path} is damaged") from None
