@@ -1,7 +1,7 @@
-"""Evaluación de LLMs: running a program that nobody has read (for HumanEval), so that it can do no harm.
+"""Running a program that nobody has read (for HumanEval), so that it can do no harm.
 
-A program that a model wrote may loop, fill the memory, delete files or pretend to have passed its tests. So it runs in
-a process of its own that first gives up, for good, the rights to do so. Linux only.
+A program that a model wrote may loop, fill the memory or delete files. So it runs in a process of its own that first
+gives up, for good, the rights to do so. Linux only.
 """
 
 import functools
@@ -14,30 +14,30 @@ import subprocess
 import sys
 import tempfile
 
-THREADS = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}  # NumPy starts without others
+# so that NumPy starts no threads, which `confine` forbids
+THREADS = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
 
 
 def run_program(program, seconds=3.0, megabytes=512, unconfined=False):
     """Whether a program runs to its end, in a new Python process of its own that gives up its rights first (`confine`).
 
-    It has `seconds` and `megabytes`, and an empty folder and input; its output goes nowhere. That it came to its end
-    is not told by an exit status or by text, which any program can forge, but by a random token (`run_confined`).
+    It has `seconds`, in which Python also has to start and to be confined, `megabytes`, an empty folder and an empty
+    input; its output goes nowhere. That it came to its end is not told by an exit status or by text, which any program
+    can forge, but by a random token (`run_confined`).
 
     What such a verdict promises: a program that fails, stops, hangs or merely claims success does not pass. What no
     verdict from within the program's own process can promise: that a program made to deceive did not pass. Python has
     no walls within a process; a program can skip its own asserts, search its memory for the token, or return an object
     that is equal to everything, which passes any assert. What passes for no good reason is for a reader to find.
-    Raises ValueError where the system is not Linux, and, unless `unconfined`, where its kernel does not confine: where
-    it refuses namespaces (so that network and processes are open), or refuses to mount the files read-only and has no
-    Landlock either (so that they are). Where mounts are refused and Landlock stands in, the access rights and times of
-    the user's own files are left to the audit hook.
+    Raises ValueError where the system is not Linux, and, unless `unconfined`, where its kernel does not confine: if it
+    refuses namespaces, network and processes stay open; if it neither mounts read-only nor has Landlock, files do. If
+    of these it has only Landlock, the access rights and times of the user's own files are left to the audit hook.
     """
     if sys.platform != "linux":
         raise ValueError("programs are only run on Linux, where a process can be confined")
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as job:
-        confined = folder, seconds, megabytes
-        job.write(json.dumps([program, token, unconfined, confined]).encode())
+        job.write(json.dumps([program, token, unconfined, [folder, seconds, megabytes]]).encode())
         job.seek(0)
         command = [sys.executable, "-I", "-B", "-c", _runner()]
         options = {"cwd": folder, "env": THREADS, "stderr": subprocess.DEVNULL, "start_new_session": True}
@@ -79,18 +79,18 @@ def keep_watch():
 
 def confine(folder, seconds, megabytes):
     """Gives up for good what this process could do harm with. It runs in the new process, without our modules.
-
     Returns what the kernel refused of what it takes to confine a program, as text; "" is a program confined.
 
     By the kernel, so that no code can get around it: limits of time, memory and file sizes; no new process or thread; a
     user other than root. Where the kernel grants namespaces (to root, on most systems to everyone): no network, and all
     files read-only but for a folder in memory, which ends with the process. Where it has Landlock (Linux 5.13): no
     change of files outside the folder, no program started; later versions add TCP and signals.
-    By an audit hook, everywhere: who tries to write elsewhere, or to open a socket, start a program, send a signal or
-    call C or look at all objects, ends there and then. It sees neither what a descriptor stands for nor the folder
-    that a path is relative to (dir_fd), and code that breaks the interpreter gets past it. Without namespaces it alone
-    stands before UDP and before the access rights of the user's own files: that is not called confined. What can be
-    read is not hidden, but there is nobody to tell.
+    By an audit hook, everywhere: who tries to write elsewhere, open a socket or a database, start a program, send a
+    signal, call C or look at all objects, ends there and then. It sees neither what a descriptor stands for, nor the
+    folder that a path is relative to (dir_fd), nor os.mkfifo and files that C code opens by itself; a program that
+    replaces functions of posixpath gets past it, too, and so does code that breaks the interpreter. It alone stands
+    before Unix sockets in the file system and, without namespaces, before UDP and the access rights of the user's own
+    files: that is not called confined. What can be read is not hidden, but there is nobody to tell.
     """
     import ctypes
     import os
@@ -118,9 +118,9 @@ def confine(folder, seconds, megabytes):
         libc.mount(tmpfs, os.fsencode(folder), tmpfs, 6, b"mode=777,size=64m")  # no devices, no set-user-id programs
     if not uid:  # not root, on whom a limit of processes has no hold
         os.chown(folder, 65534, 65534)
-        libc.prctl(8, 1, 0, 0, 0)  # keep the capabilities for the next line but one
+        libc.prctl(8, 1, 0, 0, 0)  # keep the capabilities, for capset below
         os.setgroups([]), os.setresgid(65534, 65534, 65534), os.setresuid(65534, 65534, 65534)
-    may_read = 0 if uid else 4  # of root's rights that to read all files, for Python's own may be root's
+    may_read = 0 if uid else 4  # root's right to read all files, as only root may be allowed to read Python's own
     libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", may_read, may_read, 0, 0, 0, 0))
     libc.prctl(38, 1, 0, 0, 0)  # no set-user-id program gives any of it back
     libc.prctl(1, 9, 0, 0, 0)  # die with the parent
@@ -139,8 +139,8 @@ def confine(folder, seconds, megabytes):
     for name, limit in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
 
-    never = "socket. resource.prlimit subprocess. ctypes. gc. os.system os.exec os.fork os.posix_spawn os.spawn os.kill"
-    never = *never.split(), "signal.pthread_kill", "pty.", "os.unshare", "os.setns"
+    never = "socket. sqlite3. subprocess. ctypes. gc. pty. resource.prlimit signal.pthread_kill os.system os.exec"
+    never = *never.split(), "os.fork", "os.posix_spawn", "os.spawn", "os.kill", "os.unshare", "os.setns"
     names = "remove rename rmdir mkdir link symlink truncate chmod chown utime setxattr removexattr"
     changes, writes = {f"os.{name}" for name in names.split()}, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     inside, stop, real, decode = os.path.join(os.path.realpath(folder), ""), os._exit, os.path.realpath, os.fsdecode
@@ -152,8 +152,9 @@ def confine(folder, seconds, megabytes):
             named = args[: 1 if event == "open" else 2]
             paths = [real(decode(path)) for path in named if isinstance(path, (str, bytes)) and path != "/dev/null"]
             reads = event == "open" and not args[2] & writes
-            if any(path.endswith("/mem") if reads else not (path + "/").startswith(inside) for path in paths):
-                stop(1)  # /proc/self/mem is the one file that it may not read
+            memory = any(path.startswith("/proc/") and path.endswith("/mem") for path in paths)  # of a process
+            if memory or not reads and not all((path + "/").startswith(inside) for path in paths):
+                stop(1)
 
     sys.addaudithook(hook)
     lacking = (not namespaces) * ["namespaces"], (not kept) * ["read-only mounts and Landlock"]
@@ -163,8 +164,8 @@ def confine(folder, seconds, megabytes):
 def run_confined():
     """Reads a job, confines this process, runs the program, and tells that it came to its end.
 
-    While the program runs, the token is in no frame that it can look at, only with an audit hook, which Python shows to
-    nobody; the hook writes it when this very frame, in which nothing but the exec is left to run, asks for it.
+    While the program runs, the token is only in the closure of an audit hook, and Python shows hooks to nobody. The
+    hook writes it when asked by this very frame, which does so only after the exec.
     """
     import json
     import os

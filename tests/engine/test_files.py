@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evals
 from engine import corpus, files
-from lab import annotator
+from lab import annotator, tasks
 
 fast = settings(max_examples=60, deadline=None)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -119,7 +118,7 @@ def samples():
     """{name of a file: (what reads it, its content)} of every format that is read."""
 
     def sample(name):
-        with open(f"{evals.SAMPLES}/{name}", "rb") as file:
+        with open(f"{tasks.SAMPLES}/{name}", "rb") as file:
             return file.read()
 
     votes = b"".join(sample("votes.jsonl").splitlines(keepends=True)[:20])
@@ -128,17 +127,17 @@ def samples():
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]}
     judged = {"question": "q", "answers": ["a", "b"], "tokens": [[1, 2], [3]], "chosen": 0}
     return {
-        "votes.jsonl": (evals.read_votes, votes),
-        "votes.json": (evals.read_votes, json.dumps(rows, indent=1).encode()),
-        "votes.csv": (evals.read_votes, votes_as_csv(rows).encode()),
-        "votes.csv.gz": (evals.read_votes, gzip.compress(votes_as_csv(rows).encode(), mtime=0)),
-        "mirror.json": (evals.read_arc, sample("arc/mirror.json")),
-        "arc.json": (evals.read_arc, json.dumps(arc).encode()),
-        "hle.jsonl": (evals.read_hle, sample("hle.jsonl")),
-        "humaneval.jsonl": (evals.read_humaneval, sample("humaneval.jsonl")),
-        "choice.jsonl": (evals.read_choice, sample("choice.jsonl")),
-        "text.txt": (evals.read_text, sample("text.txt")),
-        "text.txt.gz": (evals.read_text, gzip.compress(sample("text.txt"), mtime=0)),
+        "votes.jsonl": (tasks.read_votes, votes),
+        "votes.json": (tasks.read_votes, json.dumps(rows, indent=1).encode()),
+        "votes.csv": (tasks.read_votes, votes_as_csv(rows).encode()),
+        "votes.csv.gz": (tasks.read_votes, gzip.compress(votes_as_csv(rows).encode(), mtime=0)),
+        "mirror.json": (tasks.read_arc, sample("arc/mirror.json")),
+        "arc.json": (tasks.read_arc, json.dumps(arc).encode()),
+        "hle.jsonl": (tasks.read_hle, sample("hle.jsonl")),
+        "humaneval.jsonl": (tasks.read_humaneval, sample("humaneval.jsonl")),
+        "choice.jsonl": (tasks.read_choice, sample("choice.jsonl")),
+        "text.txt": (tasks.read_text, sample("text.txt")),
+        "text.txt.gz": (tasks.read_text, gzip.compress(sample("text.txt"), mtime=0)),
         "chat.jsonl": (corpus.read_conversations, (json.dumps(chat) + "\n").encode() * 3),
         "comparisons.jsonl": (annotator.read_comparisons, (json.dumps(judged) + "\n").encode() * 3),
     }
