@@ -5,9 +5,9 @@
     Humanity's Last Exam  questions at the level of a doctorate         accuracy and calibration error
     HumanEval             programming problems, judged by running them  pass@k
 
-and two measures for which a model writes nothing: multiple choice by likelihood, and bits per byte of a text. These are
-the measures alone, on votes and arrays from whatever model they come: `evals.pass_at_k(10, 3, 1)`. What finds an
-answer in what a model wrote, and the command line that asks one, stand in lab/.
+and two measures for which a model writes nothing: multiple choice by likelihood, and bits per byte of a text. Here are
+the measures alone, on values from whatever model: `evals.pass_at_k(n=10, c=3, k=1)`. lab/tasks.py reads the published
+files, asks, and finds the answers in what a model wrote.
 
     python evals.py                                           the measures on samples, without a model
     python evals.py --task arena --file votes.jsonl           ratings from votes
@@ -21,9 +21,8 @@ import re
 
 from engine import np
 
+
 # ------------------------------------------------------------------------------------------------ LMArena
-
-
 def elo(votes, k=4.0, start=1000.0):
     """Elo's update (Elo 1978), a vote at a time:  R_a += k (score - E),  E = 1 / (1 + 10^((R_b - R_a) / 400)).
 
@@ -58,9 +57,9 @@ def strengths(wins):
         gradient = (wins - games * p).sum(axis=-1)
         v = games * p * (1 - p)
         # 1 / models lifts the one direction that changes no probability: all strengths together
-        hessian = v.sum(axis=-1)[..., None] * np.eye(models) - v + 1 / models
+        curvature = v.sum(axis=-1)[..., None] * np.eye(models) - v + 1 / models
         try:
-            step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+            step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
         except np.linalg.LinAlgError:
             break
         s = s + step / np.maximum(1, np.abs(step).max(axis=-1, keepdims=True))  # no further than it can be trusted
@@ -111,8 +110,6 @@ def bradley_terry(votes, prior=0.1, anchor=None, rounds=0, rng=None):
 
 
 # ------------------------------------------------------------------------------------------------ ARC-AGI
-
-
 def arc_score(outputs, attempts):
     """The share of a task's test inputs with an exactly right grid among their first two attempts (ARC Prize).
 
@@ -123,7 +120,6 @@ def arc_score(outputs, attempts):
 
 
 # ----------------------------------------------------------------------------------- Humanity's Last Exam
-
 NUMERAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,6})?")
 
 
@@ -160,8 +156,6 @@ def expected_calibration_error(confidence, correct, bins=10):
 
 
 # ---------------------------------------------------------------------------------------------- HumanEval
-
-
 def pass_at_k(n, c, k):
     """The chance that k of n programs hold a right one where c are right (Chen et al. 2021, equation 1).
 
@@ -174,8 +168,6 @@ def pass_at_k(n, c, k):
 
 
 # ------------------------------------------------------------------------------- likelihood, without an answer
-
-
 def likeliest(loglikelihoods, choices):
     """The numbers of the choices that are likeliest after a question, in all and for each byte: two integers.
 
@@ -196,8 +188,6 @@ def bits_per_byte(nats, n_bytes):
 
 
 # ------------------------------------------------------------------- how sure one can be after so many items
-
-
 def proportion(values, z=1.96):
     """The mean of values in [0, 1] and its 95 % interval (Wilson 1927): all p that it is within z standard errors of.
 

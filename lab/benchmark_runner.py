@@ -15,10 +15,10 @@ from lab.demo_evals import demo
 
 
 def connect(folder):
-    """The model of a checkpoint folder as three functions. None is for what is longer than the context window.
+    """The model of a checkpoint folder as three functions. None is for what does not fit into the context window.
 
-    answers(prompt, task, draws, length, rng) -> texts: for each (n, temperature) of draws n of them, of at most
-    `length` tokens. With chat tokens it is asked as an assistant, else it goes on with the prompt up to a stop.
+    answers(prompt, task, draws, length, rng) -> n texts of at most `length` tokens for each (n, temperature) of draws.
+    With chat tokens it is asked as an assistant, else it goes on with the prompt up to one of the task's stops.
     loglikelihood(context, text) -> log p of the text after the context, in nats.
     windows(text, limit) -> (nats, tokens, bytes) of each stretch of a text as long as the context, 1024 at most.
     """
@@ -72,10 +72,9 @@ def evaluate(args, bar):
     """(measures, items, notes) of args.task, with the model in args.load. bar: counts the prompts."""
     task, rng = tasks.TASKS[args.task], np.random.default_rng(args.seed)
     path = args.file or os.path.join(tasks.SAMPLES, task.sample)
-    content, notes, too_long = task.read(path), [], []  # before the model, which may take minutes
+    content, too_long, images = task.read(path), [], 0  # before the model, which may take minutes
     if args.task == "hle":
         content, images = content
-        notes = [f"{images} questions with an image are left out"] if images else []
     items = content[: args.limit]
     if args.task == "arena":
         try:
@@ -90,10 +89,9 @@ def evaluate(args, bar):
         return answer
 
     def ask(prompt):  # of two answers to a puzzle the first is the likeliest
-        temperature = args.temperature
-        if temperature is None:
-            temperature = 0.8 if args.task == "arc" or args.samples > 1 else 0.0
-        draws = [(1, 0.0), (1, temperature)] if args.task == "arc" else [(args.samples, temperature)]
+        n, arc, temperature = args.samples, args.task == "arc", args.temperature
+        temperature = (0.8 if arc or n > 1 else 0.0) if temperature is None else temperature
+        draws = [(1, 0.0)] * arc + [(n, temperature)]
         return counted(known.answers(prompt, task, draws, args.max_new_tokens or task.length, rng))
 
     if args.task == "text":
@@ -107,9 +105,10 @@ def evaluate(args, bar):
         measures, items = tasks.score_humaneval(items, ask, ks, args.unconfined)
     else:
         measures, items = {"arc": tasks.score_arc, "hle": tasks.score_hle}[args.task](items, ask)
+    notes = [f"{len(items)} items"] + [f"{images} questions with an image are left out"] * bool(images)
     if any(too_long):
         notes += [f"{sum(too_long)} of {len(too_long)} prompts do not fit into the context window, and count as wrong"]
-    return measures, items, [f"{len(items)} items", *notes]
+    return measures, items, notes
 
 
 def arguments(argv):

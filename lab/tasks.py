@@ -60,34 +60,32 @@ def read_arc(path):
     """
     folder, file = os.path.split(path)
     beside = os.path.join(folder, file.replace("challenges", "solutions"))
-    if os.path.isdir(path):
-        places = {name: os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(".json")}
-        tasks = {name.removesuffix(".json"): (place, read_json(place)) for name, place in places.items()}
-    else:
-        tasks = read_json(path)
-        if not isinstance(tasks, dict):
-            raise ValueError(f"{path}: not ARC tasks, which are an object")
-        tasks = {file.removesuffix(".json"): tasks} if {"train", "test"} & tasks.keys() else tasks
-        tasks = {name: (f"{path}, task {shown(name)}", task) for name, task in tasks.items()}
+    if many := os.path.isdir(path):
+        names = [name.removesuffix(".json") for name in sorted(os.listdir(path)) if name.endswith(".json")]
+        tasks = {name: read_json(os.path.join(path, f"{name}.json")) for name in names}
+    elif not isinstance(tasks := read_json(path), dict):
+        raise ValueError(f"{path}: not ARC tasks, which are an object")
+    elif {"train", "test"} & tasks.keys():
+        tasks = {file.removesuffix(".json"): tasks}
     if not tasks:
         raise ValueError(f"{path}: no ARC tasks")
     if "challenges" in file and os.path.isfile(beside):
         solutions = read_json(beside)
         try:
-            for name, (_, task) in tasks.items():
+            for name, task in tasks.items():
                 for pair, grid in zip(task["test"], solutions[name], strict=True):
                     pair["output"] = grid
         except (TypeError, KeyError, ValueError):
             raise ValueError(f"{beside}: not a grid for each test input of {path}") from None
-    for where, task in tasks.values():
-        for part in "train", "test":
-            pairs = task.get(part) if isinstance(task, dict) else None
-            if not isinstance(pairs, list) or not pairs:
-                raise ValueError(f"{where}: not an ARC task: no {part} pairs")
-            for (n, pair), side in itertools.product(enumerate(pairs, 1), ("input", "output")):
-                if not isinstance(pair, dict) or not is_grid(pair.get(side)):
-                    raise ValueError(f"{where}: not an ARC task: {part} pair {n} has no grid as its {side}")
-    return [task | {"id": name} for name, (_, task) in tasks.items()]
+    for (name, task), part in itertools.product(tasks.items(), ("train", "test")):
+        where = os.path.join(path, f"{name}.json") if many else f"{path}, task {shown(name)}"
+        pairs = task.get(part) if isinstance(task, dict) else None
+        if not isinstance(pairs, list) or not pairs:
+            raise ValueError(f"{where}: not an ARC task: no {part} pairs")
+        for (n, pair), side in itertools.product(enumerate(pairs, 1), ("input", "output")):
+            if not isinstance(pair, dict) or not is_grid(pair.get(side)):
+                raise ValueError(f"{where}: not an ARC task: {part} pair {n} has no grid as its {side}")
+    return [task | {"id": name} for name, task in tasks.items()]
 
 
 def is_grid(grid):
@@ -216,11 +214,9 @@ def score_hle(questions, answers):
         items.append({"id": row.get("id"), "correct": correct, "confidence": confidence, "given": given, "text": text})
     measures = {"accuracy": proportion([item["correct"] for item in items])}
     if told := [(item["confidence"], item["correct"]) for item in items if item["text"] is not None]:
-        for name, error in {
-            "calibration error": evals.calibration_error,
-            "expected cal. error": evals.expected_calibration_error,
-        }.items():
-            measures[name] = (error(*np.array(told).T), None, None)  # biased upwards: a bootstrap would mislead
+        told = np.array(told).T  # errors are biased upwards, so that a bootstrap would mislead
+        measures["calibration error"] = evals.calibration_error(*told), None, None
+        measures["expected cal. error"] = evals.expected_calibration_error(*told), None, None
     return measures, items
 
 
@@ -247,23 +243,17 @@ def completion(answer, entry_point):
     return cut(answer, STOPS)
 
 
-def passes(problem, code, seconds=3.0, unconfined=False):
-    """Whether a prompt and its completion pass the problem's tests, run apart in a process that may do no harm."""
-    program = f"{problem['prompt']}{code}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-    return run_program(program, seconds, unconfined=unconfined)
-
-
 def score_humaneval(problems, answers, ks=(1,), unconfined=False):
-    """pass@k for each of ks. answers: n programs of a model. Of each problem, n and how many are right, c.
-
-    Raises ValueError where programs cannot be run, or not confined (`sandbox.run_program`) unless `unconfined`.
+    """pass@k for each of ks. answers: n completions, each run apart with the problem's tests. ValueError where programs
+    cannot be run, or not confined (`sandbox.run_program`) unless `unconfined`.
     """
     if not run_program("", seconds=30, unconfined=unconfined):
         raise ValueError("not even an empty program can be run apart on this system")
     items = []
     for problem in problems:
         codes = [completion(text, problem["entry_point"]) for text in answers(problem["prompt"]) or []]
-        right = [passes(problem, code, unconfined=unconfined) for code in codes]
+        ends = f"\n{problem['test']}\ncheck({problem['entry_point']})\n"
+        right = [run_program(problem["prompt"] + code + ends, unconfined=unconfined) for code in codes]
         items.append({"id": problem["task_id"], "n": len(codes), "c": sum(right), "right": right, "programs": codes})
     chances = {k: [evals.pass_at_k(item["n"], item["c"], k) if item["n"] else 0.0 for item in items] for k in ks}
     return {f"pass@{k}": proportion(values) for k, values in chances.items()}, items

@@ -313,7 +313,7 @@ def test_correct_programs_pass_and_wrong_ones_do_not():
     assert [item["right"] for item in items] == [[True, False]] * len(problems)
     assert measures["pass@1"][0] == 0.5 and measures["pass@2"][0] == 1
     chat = f"Sure!\n```python\n{problems[1]['prompt']}{problems[1]['canonical_solution']}```"
-    assert tasks.passes(problems[1], tasks.completion(chat, "vowels"), seconds=20)
+    assert tasks.score_humaneval(problems[1:2], lambda prompt: [chat])[0]["pass@1"][0] == 1
 
 
 @linux
