@@ -20,6 +20,7 @@ def test_the_wilson_interval_holds_the_p_that_are_within_two_standard_errors(n, 
     c = data.draw(st.integers(0, n))
     p, low, high = evals.proportion([1.0] * c + [0.0] * (n - c))
     assert p == c / n and 0 <= low <= p <= high <= 1
+    assert (low < p or c == 0) and (p < high or c == n)
     for end in {low, high} - {p}:
         assert math.isclose((p - end) ** 2, 1.96**2 * end * (1 - end) / n, rel_tol=1e-6, abs_tol=1e-12)
 
@@ -92,6 +93,8 @@ def test_two_models_are_as_far_apart_as_the_odds():
 def test_a_model_that_never_lost_has_a_rating_with_a_prior_and_none_without():
     votes = [("a", "b", 1.0)] * 20 + [("b", "c", 0.5)] * 5
     ratings = evals.bradley_terry(votes, rounds=100, rng=np.random.default_rng(0))
+    (a, *_), (b, *_) = evals.bradley_terry([("a", "b", 1.0)]).values()
+    assert a - b == pytest.approx(400 * math.log10((1 + 0.05) / 0.05))  # a tenth of a tie is added
     assert 1300 < ratings["a"][0] < 2000 and np.isfinite(list(ratings.values())).all()
     with pytest.raises(ValueError, match="never lost"):
         evals.bradley_terry(votes, prior=0)
@@ -100,6 +103,9 @@ def test_a_model_that_never_lost_has_a_rating_with_a_prior_and_none_without():
 def test_elo_by_hand_and_its_order():
     first = evals.elo([("a", "b", 1.0)], k=32)
     assert first == {"a": 1016, "b": 984}
+    expected = 1 / (1 + 10 ** (-32 / 400))  # of who is 32 points ahead
+    assert evals.elo([("a", "b", 1.0)] * 2, k=32)["a"] == pytest.approx(1016 + 32 * (1 - expected))
+    assert evals.elo([("a", "b", 1.0)]) == {"a": 1002, "b": 998}
     there, back = (evals.elo(v, k=32) for v in ([("a", "b", 1.0), ("a", "b", 0.0)], [("a", "b", 0.0), ("a", "b", 1.0)]))
     assert there["a"] < 1000 < back["a"] and math.isclose(there["a"] + there["b"], 2000)
 
