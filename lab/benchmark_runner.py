@@ -132,10 +132,10 @@ def arguments(argv):
         parser.error("--task is needed")
     if args.load is None and args.task not in (None, "arena"):
         parser.error(f"--task {args.task} needs --load")
-    most = math.inf if args.task == "humaneval" else 2
+    below = math.inf if args.task == "humaneval" else 2
     for name, least in ("samples", 1), ("temperature", 0), ("max_new_tokens", 1), ("limit", 1), ("seed", 0):
         value = getattr(args, name)
-        if value is not None and not least <= value < (most if name == "samples" else math.inf):
+        if value is not None and not least <= value < (below if name == "samples" else math.inf):
             parser.error(f"--{name.replace('_', '-')} is out of its range")
     return args
 

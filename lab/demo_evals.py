@@ -3,8 +3,7 @@
 import os
 import re
 
-import numpy as np
-
+from engine import np
 from engine.sandbox import run_program
 from evals import bradley_terry, calibration_error, elo, expected_calibration_error, pass_at_k
 from lab.tasks import SAMPLES, TASKS, grid_text, parse_grid, score_arc, score_humaneval, table
