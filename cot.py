@@ -37,9 +37,10 @@ import numpy as np
 
 import bpe
 import model
-import policy
 import rlhf
 from engine import cli, xp
+from engine.batches import as_rows, evaluate
+from engine.progress import clock
 from engine.threads import cores, thread_pool
 from evals import proportion
 from optim import Optimizer, clip, warm_up_and_decay
@@ -228,7 +229,7 @@ def train(params, task, way, progress, rng, largest=None, batch=12, lr=0.005):
         limit = max(2, largest * min(1, done / 0.4))
         problems = [practice(task, math.ceil(limit * (1 - rng.random()) ** 1.5), rng) for _ in range(batch)]
         answers = [TOKENIZER.encode(written(problem, way)) + [END] for problem in problems]
-        inputs, targets = map(xp.asarray, policy.as_rows([prompt(problem) for problem in problems], answers))
+        inputs, targets = map(xp.asarray, as_rows([prompt(problem) for problem in problems], answers))
         _, backward = model.loss(params, CONFIG, inputs, targets)
         grads = backward()
         clip(grads)
@@ -246,7 +247,7 @@ def attempts(params, problems, way, temperature=0.0, n=1, rng=None, parallel_map
     prompts = [prompt(problem) for problem in problems for _ in range(n)]
     room = 5 + max(len(TOKENIZER.encode(written(problem, way))) for problem in problems)
     size = min(256, math.ceil(len(prompts) / cores()))
-    drawn = policy.sample_answers(params, CONFIG, prompts, room, temperature, rng, parallel_map, size)
+    drawn = rlhf.sample_answers(params, CONFIG, prompts, room, temperature, rng, parallel_map, size)
     return [drawn[start : start + n] for start in range(0, len(drawn), n)]
 
 
@@ -274,7 +275,7 @@ def train_verifier(params, task, seconds, rng, n=4, parallel_map=map):
     Returns the verifier's params.
     """
     comparisons, harder = [], TASKS[task][1][1:]
-    for _ in policy.clock(f"{task}: chains to judge", seconds / 2):
+    for _ in clock(f"{task}: chains to judge", seconds / 2):
         problems = [practice(task, int(rng.choice(harder)), rng) for _ in range(256 // n)]
         for problem, drawn in zip(problems, attempts(params, problems, "cot", TEMPERATURE, n, rng, parallel_map)):
             good = right([problem] * n, map(answer_in, drawn))
@@ -282,7 +283,7 @@ def train_verifier(params, task, seconds, rng, n=4, parallel_map=map):
             comparisons.append((prompt(problem), drawn, pairs))
     if not any(pairs for _, _, pairs in comparisons):  # all are right, or all wrong
         return params
-    progress = policy.clock(f"{task}: a verifier", seconds / 2)
+    progress = clock(f"{task}: a verifier", seconds / 2)
     seed = int(rng.integers(2**31))
     return rlhf.dpo(params, CONFIG, comparisons, progress, seed=seed, parallel_map=parallel_map)
 
@@ -290,8 +291,8 @@ def train_verifier(params, task, seconds, rng, n=4, parallel_map=map):
 def best_of(verifier, problems, answers, parallel_map=map):
     """For each problem the answer of the chain that the verifier likes best. answers: as `attempts` returns them."""
     chains = [(prompt(problem), ids) for problem, drawn in zip(problems, answers) for ids in drawn]
-    rows = policy.as_rows(*zip(*chains))
-    verdicts = policy.evaluate(policy.log_likelihoods, verifier, CONFIG, *rows, parallel_map)
+    rows = as_rows(*zip(*chains))
+    verdicts = evaluate(rlhf.log_likelihoods, verifier, CONFIG, *rows, parallel_map)
     best = verdicts.reshape(len(problems), -1).argmax(axis=1)
     return [answer_in(drawn[i]) for drawn, i in zip(answers, best)]
 
@@ -301,7 +302,7 @@ def best_of(verifier, problems, answers, parallel_map=map):
 
 def until_it_solves(share, params, task, difficulties, seconds, rng):
     """Yields how much of the time is over, until params, sampling, solve such a share of practice problems."""
-    for step, done in enumerate(policy.clock(f"{task}: a weak model", seconds)):
+    for step, done in enumerate(clock(f"{task}: a weak model", seconds)):
         if step % 10 == 9:
             problems = [practice(task, int(rng.choice(difficulties)), rng) for _ in range(64)]
             sampled = attempts(params, problems, "cot", 1.0, 1, rng)
@@ -320,11 +321,9 @@ def reinforce(params, task, difficulties, progress, rng, parallel_map=map, lr=3e
     def reward(which, answers):
         return np.array([answer_in(ids) == problems[i].answer for i, ids in zip(which, answers)], np.float32)
 
-    prompts, options = (
-        list(map(prompt, problems)),
-        {"target_kl": None, "max_new_tokens": room, "lr": lr, "seed": int(rng.integers(2**31))},
-    )
-    tuned, _ = rlhf.grpo(params, CONFIG, prompts, reward, progress, parallel_map=parallel_map, **options)
+    prompts, free = list(map(prompt, problems)), lambda kl: 0.0  # no penalty
+    options = {"max_new_tokens": room, "seed": int(rng.integers(2**31)), "parallel_map": parallel_map}
+    tuned, _ = rlhf.grpo(params, CONFIG, prompts, reward, progress, free, lr, **options)
     return tuned
 
 
@@ -451,7 +450,7 @@ def experiment(folder, minutes, seed):
 def learned(task, way, seconds, seed):
     """A new model, trained for so long. Direct answers are shorter, so that way more problems are seen."""
     params, name = model.init(CONFIG, seed), f"{task}: both ways" if way == "cot" else None  # one bar for the two
-    train(params, task, way, policy.clock(name, seconds), np.random.default_rng(seed))
+    train(params, task, way, clock(name, seconds), np.random.default_rng(seed))
     return params
 
 
@@ -461,7 +460,7 @@ def improved(folder, seconds, seed, size, parallel_map=map):
     params = model.init(CONFIG, seed)
     progress = until_it_solves(0.28, params, task, difficulties, 0.6 * seconds, rng)
     train(params, task, "cot", progress, rng, largest=difficulties[-1])
-    progress = policy.clock(f"{task}: GRPO", 1.6 * seconds)
+    progress = clock(f"{task}: GRPO", 1.6 * seconds)
     stages = {"before": params, "after": reinforce(params, task, difficulties, progress, rng, parallel_map)}
     save(os.path.join(folder, "grpo"), stages["after"])
     problems = [problem for d in difficulties for problem in exam(task, d, math.ceil(size / len(difficulties)))]

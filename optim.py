@@ -142,6 +142,17 @@ def clip(grads, largest=1.0):
     return norm
 
 
+def descend(gradient, parts, params, optimizer, schedule=1.0, parallel_map=map):
+    """A step of the optimiser along the sum of gradient(part), dicts, over all parts of a batch."""
+    parts = iter(parallel_map(gradient, parts))  # one at a time, as each is as large as the model
+    grads = next(parts)
+    for further in parts:
+        for name, g in further.items():
+            grads[name] += g
+    clip(grads)
+    optimizer.step(params, grads, schedule, parallel_map)
+
+
 def warm_up_and_decay(progress, warm_up=0.05, decay=0.6):
     """The learning rate's factor at `progress` (0 to 1): up, level, and down to 0 over the last `decay`
     (warm-up, stable, decay: Hu et al. 2024).

@@ -1,14 +1,12 @@
-"""Proceso de entrenamiento: the human in RLHF, who says which of two answers is more useful, honest and safe.
+"""The human in RLHF, who says which of two answers is more useful, honest and safe.
 
-There are two. The synthetic one judges answers about Python's library by rules, one for each of the three words, and is
-mistaken in a tenth of its comparisons. As its rules are known, it can be measured whether a model has learned what the
-annotator wants, or only what its comparisons seem to say:
+One sits at the terminal. The other is synthetic: it judges answers about Python's library by rules, one for each of the
+three words, and is mistaken in a tenth of its comparisons. As its rules are known, it can be measured whether a model
+has learned what the annotator wants, or only what its comparisons seem to say:
 
     useful   names the thing that was asked about, and is a sentence with an end
     honest   uses words of the thing's documentation, rather than any others or invented ones
     safe     does not speak of destroying anything, unless the documentation does
-
-The human one sits at the terminal.
 """
 
 import itertools
@@ -24,9 +22,10 @@ import bpe
 import chat
 import model
 from engine import corpus
+from engine.batches import as_rows, copied, evaluate
 from engine.files import json_lines, read_text
 from evals import proportion
-from policy import as_rows, copied, evaluate, sample_answers
+from rlhf import sample_answers
 
 DESTRUCTIVE = """abort clear close delete destroy discard drop erase flush kill overwrite purge remove reset shutdown
     terminate truncate unlink wipe""".split()
@@ -34,6 +33,8 @@ COMMON = """and any are for from has have into its not one that the then this us
     with you""".split()
 MISTAKES = 0.1  # the share of comparisons that go wrong
 NOTICEABLE = 1 / 3  # of a virtue: answers whose scores are nearer than this are as good as each other
+LONGEST = 40  # tokens of an answer
+TEMPERATURES = 0.5, 0.8, 1.0, 1.3
 
 
 def words(text):
@@ -87,27 +88,28 @@ def compare(scores, rng, mistakes=MISTAKES):
 
 # ------------------------------------------------------------------------------------- an assistant to be judged
 
-LONGEST = 40  # tokens of an answer
-TEMPERATURES = 0.5, 0.8, 1.0, 1.3
+
+def asked(question):
+    """What one asks: "What does shutil.copyfile do?"."""
+    return corpus.as_conversation(question[0], "")[0]["content"]
 
 
 class Assistant:
     """The instruct model, and the questions it is asked: training and held_out, [(name, answer, docstring)] each."""
 
     def __init__(self, folder, seed, parallel_map):
-        self.params, self.config = model.load(folder, mapped=False)
-        self.params = copied(self.params)
+        params, self.config = model.load(folder, mapped=False)
+        self.params, self.parallel_map = copied(params), parallel_map
         self.tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
-        self.end, self.rng, self.parallel_map = (
-            chat.end_token(self.tokenizer),
-            np.random.default_rng(seed),
-            parallel_map,
-        )
+        self.end, self.rng = chat.end_token(self.tokenizer), np.random.default_rng(seed)
         training, _, test = corpus.split_questions()
         self.training, self.held_out = ([part[i] for i in self.rng.permutation(len(part))] for part in (training, test))
 
+    def prompt(self, text):
+        return chat.prompt(self.tokenizer, [{"role": "user", "content": text}])
+
     def prompts(self, questions):
-        return [chat.prompt(self.tokenizer, corpus.as_conversation(name, "")[:1]) for name, _, _ in questions]
+        return [self.prompt(asked(question)) for question in questions]
 
     def answers(self, params, questions, temperature=1.0):
         prompts = self.prompts(questions)
@@ -118,10 +120,8 @@ class Assistant:
 
     def judge(self, questions, answers):
         """The true score of each answer, (batch,): the sum of its three virtues."""
-        verdicts = (
-            judge(name, docstring, self.text(answer), answer[-1] == self.end)
-            for (name, _, docstring), answer in zip(questions, answers)
-        )
+        ended = [(self.text(answer), answer[-1] == self.end) for answer in answers]
+        verdicts = [judge(name, docstring, *said) for (name, _, docstring), said in zip(questions, ended)]
         return np.array([sum(verdict.values()) for verdict in verdicts])
 
     def comparisons(self, questions, mistakes):
@@ -138,18 +138,15 @@ class Assistant:
         return evaluate(function, params, self.config, *rows, self.parallel_map)
 
     def save(self, folder, params):
-        params = {name: w for name, w in params.items() if name != "score.weight"}
-        _, end, _ = chat.chat_format(self.tokenizer)
         os.makedirs(folder, exist_ok=True)
-        model.save(folder, params, self.config)
+        model.save(folder, {name: w for name, w in params.items() if name != "score.weight"}, self.config)
+        _, end, _ = chat.chat_format(self.tokenizer)
         self.tokenizer.save(folder, eos_token=end, chat_template=chat.jinja(self.tokenizer))
 
 
 def win_rate(mine, theirs, noticeable=0.0):
     """How often my score is higher, a tie being half a win, and the 95 % interval over the answers: (rate, [low,
-    high]), or (None, [0, 1]) without any.
-
-    mine, theirs: (answers,) true scores. noticeable: differences below it are ties.
+    high]), or (None, [0, 1]) without any. noticeable: smaller differences are ties.
     """
     if not len(mine):
         return None, [0.0, 1.0]
@@ -159,27 +156,24 @@ def win_rate(mine, theirs, noticeable=0.0):
 
 
 def at_matched_length(answers, scores, others, other_scores, tolerance=1):
-    """The scores of those answers that have a counterpart about as long among the others to the same question: of an
-    answer, and of the nearest in length, if no more than `tolerance` tokens apart.
+    """The scores of those answers that have a counterpart about as long among the others to the same question, and the
+    scores of the nearest in length, if no more than `tolerance` tokens apart: two lists.
 
-    others, other_scores: a list of each for several answers to every question. Returns two lists.
+    others, other_scores: a list of each for several answers to every question.
     """
-    mine, theirs = [], []
+    matched = []
     for i, answer in enumerate(answers):
         apart, which = min((abs(len(some[i]) - len(answer)), k) for k, some in enumerate(others))
         if apart <= tolerance:
-            mine.append(scores[i])
-            theirs.append(other_scores[which][i])
-    return mine, theirs
+            matched.append((scores[i], other_scores[which][i]))
+    return [mine for mine, _ in matched], [theirs for _, theirs in matched]
 
 
 # ------------------------------------------------------------------------------------------ at the terminal
 
 
 def read_comparisons(path):
-    """What was judged so far, as `ask` wrote it: a list of dicts, without a last line that was cut off in writing.
-    ValueError with the line that is not one.
-    """
+    """What `ask` wrote: a list of dicts, without a last line that was cut off. ValueError with a line that is none."""
     comparisons = []
     text = read_text(path) if os.path.exists(path) and os.path.getsize(path) else ""
     for where, comparison in json_lines(text[: text.rfind("\n") + 1], path):
@@ -197,10 +191,8 @@ def read_comparisons(path):
 
 
 def ask(path, comparisons):
-    """Shows two answers at a time and appends each judgement to a JSONL file as it is made.
-
-    comparisons: an iterable of (question, texts, tokens): the two answers as texts and as lists of ids. Ends with q,
-    with the end of the input, or when there are no more; Ctrl-C loses nothing either.
+    """Shows two answers at a time and appends each judgement to a JSONL file as it is made, until q, the end of the
+    input, or the last; Ctrl-C loses nothing. comparisons: (question, texts, tokens) each, two answers as texts and ids.
     """
     with open(path, "a+b") as file:  # go on behind the last whole line
         file.seek(0)

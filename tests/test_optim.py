@@ -1,5 +1,7 @@
 """The optimisers: what one step does, and that many of them arrive."""
 
+import weakref
+
 import numpy as np
 import pytest
 from gradcheck import close, normal
@@ -122,6 +124,28 @@ def test_the_schedule_rises_stays_and_falls_to_zero():
 def test_an_unknown_optimiser_is_refused():
     with pytest.raises(ValueError, match="sgd"):
         optim.Optimizer("sgd", 0.1)
+
+
+def test_a_step_holds_few_gradients_however_many_it_adds():
+    class Gradients(dict):  # which, unlike a dict, can be watched
+        pass
+
+    existing, most, params = 0, 0, {"w": xp.zeros(2)}
+
+    def gone():
+        nonlocal existing
+        existing -= 1
+
+    def part(x):
+        nonlocal existing, most
+        grads = Gradients(w=xp.full(2, float(x)))
+        weakref.finalize(grads, gone)
+        existing += 1
+        most = max(most, existing)
+        return grads
+
+    optim.descend(part, range(9), params, optim.Optimizer("adamw", 0.1))
+    assert most <= 3 and (params["w"] != 0).all()  # the sum, the last one added, and the next
 
 
 # --- QK-clip ---

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cot
 import layers
-import policy
 import train
 from engine import corpus, to_numpy, xp
-from lab import annotator, demo_attention, demo_moe
+from lab import annotator, demo_attention, demo_moe, feedback
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,7 +99,8 @@ def here(world, library, tmp_path, monkeypatch):
     monkeypatch.setattr(
         annotator, "documented", lru_cache(annotator.documented.__wrapped__)
     )  # of this library, only here
-    monkeypatch.setattr(policy, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
+    for module in cot, feedback:
+        monkeypatch.setattr(module, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
     for name, value in TINY.items():
         kind, _, text = train.SETTINGS[name]
         monkeypatch.setitem(train.SETTINGS, name, (kind, value, text))
@@ -182,8 +183,6 @@ def small(script, arguments):
 
 
 def short_cot(*arguments):
-    import cot
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
         cot.main(arguments)

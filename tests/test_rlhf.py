@@ -1,12 +1,8 @@
-"""RLHF: losses against central differences, PPO against the policy gradient, DPO against its closed-form optimum."""
+"""RLHF: losses against central differences, the policy gradient against every answer there is, PPO against the policy
+gradient, DPO against its closed-form optimum.
+"""
 
-import io
-import json
-import os
-import subprocess
-import sys
-import weakref
-from pathlib import Path
+import itertools
 
 import numpy as np
 import pytest
@@ -14,16 +10,13 @@ from gradcheck import check, close, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bpe
 import model
-import policy
 import rlhf
-import train
 from engine import to_numpy, xp
-from layers import IGNORE, softmax
-from optim import Optimizer
+from engine.batches import as_rows, evaluate, flat
+from engine.threads import thread_pool
+from layers import softmax
 
-ROOT = Path(__file__).parents[1]
 CONFIG = model.Config(
     model_type="llama",
     vocab_size=12,
@@ -56,11 +49,13 @@ def with_head(seed, dtype=np.float64):
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(1, 6), seeds)
+@given(st.integers(2, 6), seeds)
 def test_the_gradient_of_every_loss(n, seed):
-    one, other, third, fourth = (normal(seed + i, n) for i in range(4))
-    check(rlhf.bradley_terry, one, other)
-    check(lambda c, r: rlhf.dpo_loss(c, r, third, fourth, beta=0.3), one, other)
+    one, other, third = (normal(seed + i, n) for i in range(3))
+    better, worse = xp.asarray(np.random.default_rng(seed).integers(0, n, (2, 7)))  # some answers in several pairs
+    check(lambda r: rlhf.bradley_terry(r, better, worse), one)
+    check(lambda log_p: rlhf.dpo_loss(log_p, other, better, worse, beta=0.3), one)
+    check(lambda log_p: rlhf.policy_gradient_loss(log_p, other), one)
     check(lambda v: rlhf.value_loss(v, other), one)
     check(lambda log_p: rlhf.kl_loss(log_p, other), one)
     # the clipped loss has corners: where a ratio is near one of them, differences cannot tell its side
@@ -70,23 +65,32 @@ def test_the_gradient_of_every_loss(n, seed):
 
 
 def test_bradley_terry_is_the_likelihood_of_the_choice():
-    losses, _ = rlhf.bradley_terry(xp.asarray([2.0, -800.0]), xp.asarray([0.0, 800.0]))
+    r, better, worse = xp.asarray([2.0, 0.0, -800.0, 800.0]), xp.asarray([0, 2]), xp.asarray([1, 3])
+    losses, _ = rlhf.bradley_terry(r, better, worse)
     close(losses, [np.log(1 + np.exp(-2.0)), 1600.0])  # and does not overflow
+
+
+def test_the_value_loss_is_half_the_square():
+    losses, _ = rlhf.value_loss(xp.asarray([3.0, 1.0]), xp.asarray([1.0, 1.0]))
+    close(losses, [2.0, 0.0])
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 7), seeds)
-def test_ppo_with_one_epoch_and_no_clipping_is_the_policy_gradient(batch, time, seed):
+def test_where_the_ratio_is_1_ppo_is_the_policy_gradient(batch, time, seed):
     log_p, advantages = normal(seed, batch, time), normal(seed + 1, batch, time)
-    _, backward = rlhf.ppo_loss(log_p, log_p, advantages, clip=np.inf)
     weights = abs(normal(seed + 2, batch, time))
-    close(backward(weights), -advantages * weights)  # of -A log π
+    _, ppo = rlhf.ppo_loss(log_p, log_p, advantages)
+    losses, reinforce = rlhf.policy_gradient_loss(log_p, advantages)
+    close(losses, -advantages * log_p)
+    close(reinforce(weights), -advantages * weights)
+    close(ppo(weights), reinforce(weights))
 
 
 def test_the_clipped_loss_stops_where_the_ratio_went_far_enough():
     log_p = xp.log(xp.asarray([1.5, 1.5, 0.5, 0.5, 1.1]))
     advantages = xp.asarray([1.0, -1.0, 1.0, -1.0, 1.0])
-    losses, backward = rlhf.ppo_loss(log_p, xp.zeros(5), advantages, clip=0.2)
+    losses, backward = rlhf.ppo_loss(log_p, xp.zeros(5), advantages)
     close(losses, [-1.2, 1.5, -0.5, 0.8, -1.1])
     close(backward(xp.ones(5)), [0, 1.5, -0.5, 0, -1.1])
 
@@ -100,46 +104,67 @@ def test_the_estimate_of_the_kl_has_the_kl_as_its_mean(n, seed):
     assert float((p * estimates).sum()) == pytest.approx(float((p * xp.log(p / q)).sum()))
 
 
+# --- the policy gradient: all answers of two tokens to two questions, with their probabilities ---
+
+
+QUESTIONS = [[1, 2], [3]]
+ANSWERS = [list(answer) for answer in itertools.product(range(12), repeat=2)]
+
+
+def expected_gradient(params, advantages):
+    """Of the policy gradient's loss; advantages: (questions, answers, tokens), or what broadcasts to it."""
+    prompts = [question for question in QUESTIONS for _ in ANSWERS]
+    inputs, targets = map(xp.asarray, as_rows(prompts, ANSWERS * len(QUESTIONS)))
+    log_p, backward = model.log_likelihood(params, CONFIG, inputs, targets)
+    of_a_token = xp.zeros(log_p.shape)
+    of_a_token[targets >= 0] = xp.broadcast_to(xp.asarray(advantages), (2, 144, 2)).ravel()
+    _, dlog_p = rlhf.policy_gradient_loss(log_p, of_a_token)
+    return backward(dlog_p(xp.broadcast_to(xp.exp(log_p.sum(axis=1))[:, None], log_p.shape)))
+
+
 @settings(max_examples=5, deadline=None)
-@given(st.integers(3, 5), st.floats(0.3, 2.0), seeds)
-def test_dpo_and_bradley_terry_find_the_optimum_of_the_toy(n, beta, seed):
-    """All pairs of n answers, with the true probabilities of preferring one: the reward model finds r up to a constant,
-    DPO the policy π₀ exp(r / β) / Z, and its implicit reward is that of the reward model.
-    """
-    reward, before = normal(seed, n), xp.log(softmax(normal(seed + 1, n))[0])
-    better, worse = xp.asarray([(i, j) for i in range(n) for j in range(n) if i != j]).T
-    preferred = 1 / (1 + xp.exp(reward[worse] - reward[better]))
+@given(seeds)
+def test_reinforce_is_the_gradient_of_the_expected_reward(seed):
+    rewards = normal(seed + 1, 2, 144)
+    prompts = [question for question in QUESTIONS for _ in ANSWERS]
+    inputs, targets = map(xp.asarray, as_rows(prompts, ANSWERS * 2))
 
-    def descend(loss_of, x, steps=4000, rate=0.5):
-        for _ in range(steps):
-            y, y_backward = loss_of(x)
-            _, backward = y
-            dy = xp.zeros(n)
-            for rows, d in zip((better, worse), backward(preferred)):
-                xp.add.at(dy, rows, d)
-            x = x - rate / n * y_backward(dy)
-        return x
+    def loss(params):
+        log_p, log_p_backward = rlhf.log_likelihoods(params, CONFIG, inputs, targets)
+        p = xp.exp(log_p)
+        return -(p * rewards.ravel()).sum(), lambda: log_p_backward(-p * rewards.ravel())
 
-    learned = descend(lambda r: (rlhf.bradley_terry(r[better], r[worse]), lambda dr: dr), xp.zeros(n))
-    close(learned - learned.mean(), reward - reward.mean(), 1e-4)
-
-    def log_softmax(logits):
-        p, _ = softmax(logits)
-        return xp.log(p), lambda dlog_p: dlog_p - p * dlog_p.sum()
-
-    def dpo(logits):
-        log_p, log_p_backward = log_softmax(logits)
-        pairs = log_p[better], log_p[worse], before[better], before[worse]
-        return rlhf.dpo_loss(*pairs, beta), log_p_backward
-
-    log_p, _ = log_softmax(descend(dpo, before, rate=0.5 / beta**2))
-    optimum, _ = softmax(before + reward / beta)
-    close(xp.exp(log_p), optimum, 1e-4)
-    implied = beta * (log_p - before)
-    close(implied - implied.mean(), learned - learned.mean(), 1e-3)
+    params = with_head(seed)
+    del params["score.weight"]
+    check(loss, params, coordinates=4, directions=1)
+    _, backward = loss(params)
+    found = expected_gradient(params, rewards[..., None])
+    for name, g in backward().items():
+        close(found[name], g)
 
 
-# --- advantages ---
+@settings(max_examples=5, deadline=None)
+@given(seeds)
+def test_a_baseline_is_free(seed):
+    """Whatever is added to the reward that depends on the question only, and to a token's on what stands before it."""
+    params, rewards = with_head(seed), normal(seed + 1, 2, 144, 1)
+    plain = expected_gradient(params, rewards)
+    of_the_question = normal(seed + 2, 2, 1, 1)
+    before_each_token = xp.zeros((2, 12, 12, 2))
+    before_each_token[..., 0] = normal(seed + 3, 2, 1, 1)
+    before_each_token[..., 1] = normal(seed + 4, 2, 12, 1)
+    of_the_answer = normal(seed + 5, 2, 144, 1)
+    for baseline in of_the_question, before_each_token.reshape(2, 144, 2):
+        found = expected_gradient(params, rewards - baseline)
+        for name, g in plain.items():
+            close(found[name], g, 1e-9)
+    name = "model.embed_tokens.weight"
+    assert float(abs(expected_gradient(params, rewards - of_the_answer)[name] - plain[name]).max()) > 1e-4
+
+
+def test_group_advantages_compare_with_the_others_only():
+    found = rlhf.group_advantages(np.array([1.0, 3.0, 7.0, 7.0, -5.0, -9.0]), 2)
+    np.testing.assert_allclose(found, [-1, 1, 0, 0, 1, -1], atol=1e-3)
 
 
 @settings(max_examples=20, deadline=None)
@@ -160,9 +185,60 @@ def test_generalised_advantages_are_their_sum(batch, time, gamma, lam, seed):
             assert found[b, t] == pytest.approx(expected)
 
 
-def test_group_advantages_compare_with_the_others_only():
-    found = rlhf.group_advantages(np.array([1.0, 3.0, 7.0, 7.0, -5.0, -9.0]), 2)
-    np.testing.assert_allclose(found, [-1, 1, 0, 0, 1, -1], atol=1e-3)
+def test_by_default_nothing_is_discounted_and_the_values_are_nearly_not_believed():
+    rewards, values, answered = np.array([[0.0, 1.0]]), np.array([[0.5, 0.25]]), np.ones((1, 2), bool)
+    found = rlhf.generalised_advantages(rewards, values, answered)
+    np.testing.assert_allclose(found, [[-0.25 + 0.95 * 0.75, 0.75]])
+
+
+# --- DPO ---
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(3, 5), st.floats(0.3, 2.0), seeds)
+def test_dpo_and_bradley_terry_find_the_optimum_of_the_toy(n, beta, seed):
+    """All pairs of n answers, with the true probabilities of preferring one: the reward model finds r up to a constant,
+    DPO the policy π₀ exp(r / β) / Z, and its implicit reward is that of the reward model.
+    """
+    reward, ref_log_p = normal(seed, n), xp.log(softmax(normal(seed + 1, n))[0])
+    better, worse = xp.asarray([(i, j) for i in range(n) for j in range(n) if i != j]).T
+    preferred = 1 / (1 + xp.exp(reward[worse] - reward[better]))
+
+    def descend(gradient, x, steps=4000, rate=0.5):
+        for _ in range(steps):
+            x = x - rate / n * gradient(x)
+        return x
+
+    learned = descend(lambda r: rlhf.bradley_terry(r, better, worse)[1](preferred), xp.zeros(n))
+    close(learned - learned.mean(), reward - reward.mean(), 1e-4)
+
+    def dpo(logits):
+        p, _ = softmax(logits)
+        _, backward = rlhf.dpo_loss(xp.log(p), ref_log_p, better, worse, beta)
+        dlog_p = backward(preferred)
+        return dlog_p - p * dlog_p.sum()
+
+    p, _ = softmax(descend(dpo, ref_log_p, rate=0.5 / beta**2))
+    optimum, _ = softmax(ref_log_p + reward / beta)
+    close(p, optimum, 1e-4)
+    implied = beta * (xp.log(p) - ref_log_p)
+    close(implied - implied.mean(), learned - learned.mean(), 1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 9), st.floats(0.1, 2.0), seeds)
+def test_the_optimum_is_the_best_and_its_implied_reward_is_the_reward(n, beta, seed):
+    """E[r] - β KL(π ‖ π₀) = β log Z - β KL(π ‖ π*), for any π; and DPO's loss at π* is the true reward's."""
+    r, ref_p, p = normal(seed, n), *(softmax(normal(seed + i, n))[0] for i in (1, 2))
+    optimum = ref_p * xp.exp(r / beta)
+    z = optimum.sum()
+    optimum = optimum / z
+    value = lambda p: float((p * r).sum() - beta * (p * xp.log(p / ref_p)).sum())
+    assert value(optimum) == pytest.approx(beta * float(xp.log(z)))
+    assert value(p) == pytest.approx(value(optimum) - beta * float((p * xp.log(p / optimum)).sum()))
+    better, worse = xp.asarray([(i, j) for i in range(n) for j in range(n)]).T
+    of_the_policy, _ = rlhf.dpo_loss(xp.log(optimum), xp.log(ref_p), better, worse, beta)
+    close(of_the_policy, rlhf.bradley_terry(r, better, worse)[0])
 
 
 # --- what a model says of an answer ---
@@ -172,231 +248,180 @@ def test_group_advantages_compare_with_the_others_only():
 @given(seeds)
 def test_the_gradients_of_both_heads(seed):
     params = with_head(seed)
-    inputs, targets = map(xp.asarray, policy.as_rows(*random_rows(seed)))
-    for function in policy.log_likelihoods, policy.rewards, policy.values, policy.policy_and_values:
+    inputs, targets = map(xp.asarray, as_rows(*random_rows(seed)))
+    for function in rlhf.rewards, rlhf.policy_and_values:
         check(lambda p, f=function: f(p, CONFIG, inputs, targets), params, coordinates=6, directions=2)
+    del params["score.weight"]
+    check(lambda p: rlhf.log_likelihoods(p, CONFIG, inputs, targets), params, coordinates=6, directions=2)
+
+
+def test_the_first_head_is_the_language_models():
+    params = with_head(0)
+    inputs, targets = map(xp.asarray, as_rows(*random_rows(0)))
+    (log_p, _), _ = rlhf.policy_and_values(params, CONFIG, inputs, targets)
+    close(log_p, model.log_likelihood(params, CONFIG, inputs, targets)[0])
+    close(log_p.sum(axis=1), rlhf.log_likelihoods(params, CONFIG, inputs, targets)[0])
 
 
 @settings(max_examples=10, deadline=None)
 @given(seeds)
 def test_log_likelihood_and_reward_do_not_depend_on_the_rows_beside(seed):
     params, (prompts, answers) = with_head(seed), random_rows(seed, 7)
-    for function in policy.log_likelihoods, policy.rewards:
-        whole = policy.evaluate(function, params, CONFIG, *policy.as_rows(prompts, answers))
+    for function in rlhf.log_likelihoods, rlhf.rewards:
+        whole = evaluate(function, params, CONFIG, *as_rows(prompts, answers))
         for i in range(7):
-            alone, _ = function(
-                params, CONFIG, *map(xp.asarray, policy.as_rows(prompts[i : i + 1], answers[i : i + 1]))
-            )
-            assert whole[i] == pytest.approx(float(alone[0]))
-        pieces = policy.pieces(*policy.as_rows(prompts, answers), size=3)
-        assert sorted(row for rows, *_ in pieces for row in rows) == list(range(7))
+            rows = map(xp.asarray, as_rows(prompts[i : i + 1], answers[i : i + 1]))
+            assert whole[i] == pytest.approx(float(function(params, CONFIG, *rows)[0][0]))
 
 
 def test_the_last_token_counts_for_the_reward():
     params = with_head(0)
-    rows = policy.as_rows([[1, 2], [1, 2]], [[3, 4], [3, 5]])
-    one, other = policy.evaluate(policy.rewards, params, CONFIG, *rows)
+    one, other = evaluate(rlhf.rewards, params, CONFIG, *as_rows([[1, 2], [1, 2]], [[3, 4], [3, 5]]))
     assert abs(one - other) > 1e-6
 
 
-def test_the_reward_is_the_mean_value_of_the_answers_tokens():
+def test_the_reward_is_read_where_the_answers_tokens_have_been_read():
     params, prompt, answer = with_head(0), [1, 2, 3], [4, 5, 6, 0]
-    inputs, targets = map(xp.asarray, policy.as_rows([prompt], [answer]))
-    v, _ = policy.values(params, CONFIG, xp.asarray([prompt + answer]), None)
-    r, _ = policy.rewards(params, CONFIG, inputs, targets)
+    inputs, targets = map(xp.asarray, as_rows([prompt], [answer]))
+    text = xp.asarray([prompt + answer])
+    (_, v), _ = rlhf.policy_and_values(params, CONFIG, text, text)
+    r, _ = rlhf.rewards(params, CONFIG, inputs, targets)
     close(r, v[:, len(prompt) :].mean(axis=1))
+    (_, values), _ = rlhf.policy_and_values(params, CONFIG, inputs, targets)  # and PPO's values one place earlier
+    close(values[targets >= 0], v[0, len(prompt) - 1 : -1])
 
 
 def test_answers_end_and_do_not_depend_on_the_threads():
     params, prompts = with_head(1, np.float32), [[1 + i % 11] * (1 + i % 3) for i in range(9)]
-    draw = lambda parallel_map: policy.sample_answers(
+    draw = lambda parallel_map: rlhf.sample_answers(
         params, CONFIG, prompts, 8, 1.0, np.random.default_rng(3), parallel_map, size=4
     )
     answers = draw(map)
-    with train.thread_pool(2) as pool:
+    with thread_pool(2) as pool:
         assert draw(pool.map) == answers
     assert all(0 not in answer[:-1] and (answer[-1] == 0 or len(answer) == 8) for answer in answers)
     assert len({tuple(answer) for answer in answers}) > 1
+    likeliest = rlhf.sample_answers(params, CONFIG, prompts, 8, 0.0)
+    assert likeliest == rlhf.sample_answers(params, CONFIG, prompts, 8, 0.0, np.random.default_rng(5))
 
 
 # --- learning ---
+
+
+PROMPTS = [[1], [2, 3]]
 
 
 def progress(steps):
     return (i / steps for i in range(steps))
 
 
+def fives(which, answers):
+    """A reward: the share of one token in the answer, which at first is one in twelve."""
+    return np.array([answer.count(5) / len(answer) for answer in answers], np.float32)
+
+
+def tuned(method, beta, seed=0, parallel_map=map, steps=40):
+    params = model.init(CONFIG, seed)
+    options = {"batch": 64, "max_new_tokens": 6, "seed": seed, "parallel_map": parallel_map}
+    policy, history = getattr(rlhf, method)(params, CONFIG, PROMPTS, fives, progress(steps), beta, 0.01, **options)
+    close(params["model.norm.weight"], np.ones(8))  # where it began is left as it was
+    return policy, history
+
+
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_reinforcement_raises_the_reward_within_the_kl(method, seed):
-    """The reward is the share of one token in the answer, which at first is one in twelve."""
-    params = model.init(CONFIG, seed)
-    reward = lambda which, answers: np.array([answer.count(5) / len(answer) for answer in answers])
-    sizes = {"ppo": {"batch": 64}, "grpo": {"questions": 8, "group": 8}}[method]
-    options = {"lr": 0.01, "max_new_tokens": 6, "seed": seed, "target_kl": 3.0}
-    tuned, history = getattr(rlhf, method)(params, CONFIG, [[1], [2, 3]], reward, progress(40), **sizes, **options)
+    policy, history = tuned(method, lambda kl: 0.1 * np.exp(4 * (kl / 3 - 1)), seed)
     assert history[0]["reward"] < 0.2 and history[-1]["reward"] > 0.4
     assert history[0]["kl"] == pytest.approx(0, abs=1e-4) and 0.5 < history[-1]["kl"] < 6
-    close(params["model.norm.weight"], np.ones(8))  # where it began is left as it was
-    assert all(np.isfinite(to_numpy(w)).all() for w in tuned.values())
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_comparisons_teach_a_reward_model_and_a_policy(seed):
-    """The better answer is the one with more fives."""
-    rng, params = np.random.default_rng(seed), model.init(CONFIG, seed)
-
-    def comparisons(count):
-        made = []
-        for _ in range(count):
-            answers = [rng.integers(1, 12, rng.integers(3, 6)).tolist() + [0] for _ in range(4)]
-            fives = [answer.count(5) for answer in answers]
-            pairs = [(i, j) for i in range(4) for j in range(4) if fives[i] > fives[j]]
-            made.append(([1, 2], answers, pairs))
-        return made
-
-    some = comparisons(200)
-    rewarding = rlhf.train_reward_model(params, CONFIG, some, progress(60), lr=0.02)
-    right, count = rlhf.accuracy_of(rewarding, CONFIG, comparisons(50))
-    assert count > 50 and right > 0.9
-    tuned = rlhf.dpo(params, CONFIG, some, progress(40), lr=0.02)
-    rows = list(map(xp.asarray, policy.as_rows([[1, 2]], [[5, 5, 0]])))
-    before, after = (float(policy.log_likelihoods(p, CONFIG, *rows)[0][0]) for p in (params, tuned))
-    assert after > before + 1
+    assert all(np.isfinite(to_numpy(w)).all() for w in policy.values())
+    assert ("score.weight" in policy) == (method == "ppo")
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
 def test_the_penalty_holds_the_policy_back(method):
-    params = model.init(CONFIG, 0)
-    reward = lambda which, answers: np.array([answer.count(5) / len(answer) for answer in answers])
-    sizes = {"ppo": {"batch": 64}, "grpo": {"questions": 8, "group": 8}}[method]
-    kls = []
-    for target in None, 0.3:
-        options = {"lr": 0.01, "max_new_tokens": 6, "target_kl": target}
-        _, history = getattr(rlhf, method)(params, CONFIG, [[1], [2, 3]], reward, progress(40), **sizes, **options)
-        kls.append(history[-1]["kl"])
-    assert kls[1] < 0.8 < 2 < kls[0]
+    _, free = tuned(method, lambda kl: 0.0)
+    _, bound = tuned(method, lambda kl: 0.1 * np.exp(4 * (kl / 0.3 - 1)))
+    assert bound[-1]["kl"] < 0.8 < 2 < free[-1]["kl"]
 
 
-def test_the_step_on_comparisons_is_along_the_mean_over_all_pairs(monkeypatch):
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_the_history_tells_of_every_round_and_threads_change_nothing(method):
+    policy, history = tuned(method, lambda kl: kl, steps=3)
+    assert len(history) == 3
+    for line in history:
+        assert len(line["which"]) == len(line["answers"]) == 64 and set(line["which"]) == {0, 1}
+        assert line["reward"] == pytest.approx(fives(line["which"], line["answers"]).mean())
+    with thread_pool(2) as pool:
+        same, again = tuned(method, lambda kl: kl, parallel_map=pool.map, steps=3)
+    assert [line["kl"] for line in again] == [line["kl"] for line in history]
+    assert all((same[name] == w).all() for name, w in policy.items())
+
+
+def test_a_group_answers_one_question():
+    _, history = tuned("grpo", lambda kl: 0.0, steps=1)
+    groups = np.array(history[0]["which"]).reshape(-1, 8)
+    assert (groups == groups[:, :1]).all()
+
+
+def comparisons(count, rng):
+    """The better answer is the one with more fives."""
+    made = []
+    for _ in range(count):
+        answers = [rng.integers(1, 12, rng.integers(3, 6)).tolist() + [0] for _ in range(4)]
+        found = [answer.count(5) for answer in answers]
+        pairs = [(i, j) for i in range(4) for j in range(4) if found[i] > found[j]]
+        made.append(([1, 2], answers, pairs))
+    return made
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_comparisons_teach_a_reward_model_and_a_policy(seed):
+    rng, params = np.random.default_rng(seed), model.init(CONFIG, seed)
+    some = comparisons(200, rng)
+    assert any(not pairs for _, _, pairs in some)  # which are passed over
+    reward_model = rlhf.train_reward_model(params, CONFIG, some, progress(60), lr=0.02)
+    inputs, targets, better, worse = flat(comparisons(50, rng))
+    r = evaluate(rlhf.rewards, reward_model, CONFIG, inputs, targets)
+    assert len(better) > 50 and (r[better] > r[worse]).mean() > 0.9
+    policy = rlhf.dpo(params, CONFIG, some, progress(40), lr=0.02)
+    rows = list(map(xp.asarray, as_rows([[1, 2]], [[5, 5, 0]])))
+    before, after = (float(rlhf.log_likelihoods(p, CONFIG, *rows)[0][0]) for p in (params, policy))
+    assert after > before + 1
+    close(params["model.norm.weight"], np.ones(8))
+
+
+@pytest.mark.parametrize("method", ["train_reward_model", "dpo"])
+def test_the_step_on_comparisons_is_along_the_mean_over_all_pairs(method, monkeypatch):
     params = with_head(0)
-    comparisons = [
+    asked = [
         ([1, 2], [[3, 0], [4, 5, 0], [6, 0]], [(0, 1), (0, 2), (2, 1)]),
         ([7], [[8, 0], [9, 9]], [(1, 0)]),
     ]
     found = {}
 
-    def descend(part, parts, *_):
-        for grads in map(part, parts):
+    def descend(gradient, parts, params, *_):
+        found["params"] = params
+        for grads in map(gradient, parts):
             found.update({name: found.get(name, 0) + g for name, g in grads.items()})
 
     monkeypatch.setattr(rlhf, "descend", descend)
-    loss = lambda chosen, rejected, *_: rlhf.bradley_terry(chosen, rejected)
-    questions = [(*comparison, [0.0] * len(comparison[1])) for comparison in comparisons]
-    rlhf.learn_from_comparisons(policy.rewards, loss, params, CONFIG, questions, progress(1), 0.1, batch=2)
+    getattr(rlhf, method)(params, CONFIG, asked, progress(1), batch=2)
+    policy = found.pop("params")
 
-    expected = {name: 0 for name in params}
-    pairs = [(prompt, answers[i], answers[j]) for prompt, answers, pairs in comparisons for i, j in pairs]
+    expected = {}
+    pairs = [(prompt, answers[i], answers[j]) for prompt, answers, pairs in asked for i, j in pairs]
     for prompt, better, worse in pairs:
-        rows = map(xp.asarray, policy.as_rows([prompt, prompt], [better, worse]))
-        r, backward = policy.rewards(params, CONFIG, *rows)
-        _, loss_backward = rlhf.bradley_terry(r[:1], r[1:])
-        for name, g in backward(xp.concatenate(loss_backward(xp.ones(1) / len(pairs)))).items():
-            expected[name] = expected[name] + g
-    for name in params:
-        close(found[name], expected[name])
-
-
-# --- the command line ---
-
-
-def test_a_step_holds_few_gradients_however_many_it_adds():
-    class Gradients(dict):  # which, unlike a dict, can be watched
-        pass
-
-    existing, most, params = 0, 0, {"w": xp.zeros(2)}
-
-    def gone():
-        nonlocal existing
-        existing -= 1
-
-    def part(x):
-        nonlocal existing, most
-        grads = Gradients(w=xp.full(2, float(x)))
-        weakref.finalize(grads, gone)
-        existing += 1
-        most = max(most, existing)
-        return grads
-
-    policy.descend(part, range(9), params, Optimizer("adamw", 0.1))
-    assert most <= 3 and (params["w"] != 0).all()  # the sum, the last one added, and the next
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rlhf") / "base"
-    sizes = {"layers": 1, "hidden": 16, "heads": 2, "kv_heads": 1, "vocab": 300, "batch": 4, "steps": 3, "context": 160}
-    path = folder.parent / "text.txt"
-    path.write_text("What does it do? Return the name of the file.\n" * 400)
-    train.train(train.Run(train.complete(sizes | {"data": [str(path)]}), str(folder)))
-    return folder
-
-
-def command(*arguments):
-    environment = {"BACKEND": "numpy"} | os.environ | {"OMP_NUM_THREADS": "1"}
-    program = [sys.executable, str(ROOT / "rlhf.py"), *map(str, arguments)]
-    return subprocess.run(program, capture_output=True, text=True, env=environment, timeout=200)
-
-
-def test_the_whole_chain_in_seconds(base, tmp_path, capsys):
-    rlhf.main(["--init", str(base), "--out", str(tmp_path / "out"), "--minutes", "0.1"])
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert 0 <= summary["reward_model_accuracy"] <= 1 and 0 <= summary["reward_model_accuracy_noisy"] <= 1
-    assert list(summary["methods"]) == ["ppo", "dpo", "grpo"]
-    for name, method in summary["methods"].items():
-        low, high = method["win_rate_95"]
-        assert 0 <= low <= method["win_rate"] <= high <= 1 and method["seconds"] > 0 and method["answer_length"] >= 1
-        assert {"win_rate_at_matched_length", "kl"} <= method.keys()
-        params, config = model.load(tmp_path / "out" / name)
-        assert "score.weight" not in params
-    assert (tmp_path / "out" / "overoptimisation.png").stat().st_size > 1000
-    assert "talk to one" in capsys.readouterr().out
-
-
-def test_a_human_is_asked_and_an_interrupted_session_goes_on(base, tmp_path, capsys, monkeypatch):
-    def session(keys):
-        monkeypatch.setattr("sys.stdin", io.StringIO(keys))
-        rlhf.main(["--human", "--init", str(base), "--out", str(tmp_path / "out"), "--minutes", "0.05"])
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    path = tmp_path / "out" / "comparisons.jsonl"
-    made = session("1x2=")  # and the input ends; x is no answer
-    assert [c["chosen"] for c in made] == [0, 1, None]
-    assert all(len(c["answers"]) == len(c["tokens"]) == 2 for c in made)
-    assert "learned from 2 comparisons" in capsys.readouterr().out
-    with path.open("a") as file:
-        file.write('{"question": "cut off')
-    again = session("2q")
-    assert again[:3] == made and len(again) == 4 and len({c["question"] for c in again}) == 4
-    model.load(tmp_path / "out" / "human")
-    assert bpe.load(tmp_path / "out" / "human" / "tokenizer.json").special
-
-
-@pytest.mark.parametrize("bad", [["--minutes", "0"], ["--init", "nowhere"], ["--threads", "0"], ["--seed", "-1"]])
-def test_bad_input_is_one_sentence(bad, tmp_path):
-    done = command(*bad, "--out", tmp_path / "out")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_with_something_in_it_is_left_alone(base, tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
-    done = command("--init", base, "--out", tmp_path)
-    assert done.returncode == 1 and "holds something already" in done.stderr
-    assert os.listdir(tmp_path) == ["thesis.txt"]
-
-
-def test_targets_are_the_answer():
-    inputs, targets = policy.as_rows([[1, 2, 3], [4]], [[5, 0], [6, 7, 0]])
-    assert inputs.tolist() == [[1, 2, 3, 5], [4, 6, 7, 0]]
-    assert targets.tolist() == [[IGNORE, IGNORE, 5, 0], [6, 7, 0, IGNORE]]
+        rows = list(map(xp.asarray, as_rows([prompt, prompt], [better, worse])))
+        first, second = xp.asarray([0]), xp.asarray([1])
+        if method == "dpo":
+            v, backward = rlhf.log_likelihoods(policy, CONFIG, *rows)
+            _, loss_backward = rlhf.dpo_loss(v, v, first, second)  # as the step is the first
+        else:
+            v, backward = rlhf.rewards(policy, CONFIG, *rows)
+            _, loss_backward = rlhf.bradley_terry(v, first, second)
+        for name, g in backward(loss_backward(xp.ones(1) / len(pairs))).items():
+            expected[name] = expected.get(name, 0) + g
+    assert found.keys() == expected.keys()
+    for name, g in expected.items():
+        close(found[name], g)
