@@ -57,20 +57,22 @@ def accuracy_of(reward_model, config, comparisons, parallel_map=map):
 
 class Scale:
     """What tuned models are measured by: the instruct model's own answers to the held-out questions, four to each.
-    Rewards are told as so many standard deviations above the mean of its first.
+    Rewards are told as so many standard deviations above the mean of the first ones.
     """
 
     def __init__(self, assistant, reward_model):
         a = self.assistant = assistant
-        self.reward_model, self.answers = reward_model, [a.answers(a.params, a.held_out) for _ in range(4)]
+        self.prompts = a.prompts(a.training)
+        self.proxy_of = lambda *asked: a.evaluate(rlhf.rewards, reward_model, *asked)
+        self.answers = [a.answers(a.params, a.held_out) for _ in range(4)]
         self.scores = [a.judge(a.held_out, answers) for answers in self.answers]
-        proxies = a.evaluate(rlhf.rewards, reward_model, a.held_out, self.answers[0])
-        self.proxy_scale, self.true_scale = ((x.mean(), x.std() + 1e-9) for x in (proxies, self.scores[0]))
+        rewards = self.proxy_of(a.held_out, self.answers[0]), self.scores[0]
+        self.proxy_scale, self.true_scale = ((r.mean(), r.std() + 1e-9) for r in rewards)
 
     def proxy(self, questions, answers):
         """Rewards by the reward model, (batch,)."""
         mean, deviation = self.proxy_scale
-        return (self.assistant.evaluate(rlhf.rewards, self.reward_model, questions, answers) - mean) / deviation
+        return (self.proxy_of(questions, answers) - mean) / deviation
 
     def true(self, scores):
         """The mean reward by the annotator's scores."""
@@ -94,14 +96,29 @@ class Scale:
             "win_rate_at_matched_length_95": matched_interval,
             "matched_answers": len(matched[0]),
             "kl": float((log_p - ref_log_p).mean()),
-            "answer_length": mean_length(mine),
+            "answer_length": float(np.mean(list(map(len, mine)))),
             "true_reward": self.true(scores),
             "proxy_reward": float(self.proxy(a.held_out, mine).mean()),
         }
 
 
-def mean_length(answers):
-    return float(np.mean([len(answer) for answer in answers]))
+def reinforced(method, scale, progress, beta=kl_control, lr=6e-4, **options):
+    """PPO or GRPO on the reward model: the policy, its history, and the share of the time that sampling took."""
+    a, marks = scale.assistant, []  # marks: a round begins, its answers are there, the next one begins ...
+
+    def rounds():
+        for done in progress:
+            marks.append(perf_counter())
+            yield done
+
+    def reward(which, answers):
+        marks.append(perf_counter())
+        return scale.proxy([a.training[i] for i in which], answers)
+
+    given = (a.params, a.config, scale.prompts, reward, rounds(), beta, lr)
+    policy, history = method(*given, max_new_tokens=LONGEST, **options)
+    sampling = sum(marks[1::2]) - sum(marks[::2])
+    return policy, history, {"sampling_share": sampling / (perf_counter() - marks[0])}
 
 
 def compared(a, seconds):
@@ -137,44 +154,27 @@ def chain(assistant, folder, seconds, seed):
 
     print("\n5. tuning the assistant on the reward, or on the comparisons, for the same time each", flush=True)
     summary = {"reward_model_accuracy": right, "reward_model_accuracy_noisy": noisily, "methods": {}}
-    summary["answer_length"] = mean_length(scale.answers[0])
-    each, prompts = left(0.18), a.prompts(a.training)
-
-    def reinforced(method, label, beta=kl_control, lr=6e-4):
-        """The policy, its history, and what share of the time it took to sample answers."""
-        marks = []  # a round begins, its answers are there, the next one begins ...
-
-        def progress():
-            for done in clock(label, each):
-                marks.append(perf_counter())
-                yield done
-
-        def reward(which, answers):
-            marks.append(perf_counter())
-            return scale.proxy([a.training[i] for i in which], answers)
-
-        given = (a.params, a.config, prompts, reward, progress(), beta, lr)
-        policy, history = method(*given, max_new_tokens=LONGEST, **options)
-        sampling = sum(marks[1::2]) - sum(marks[::2])
-        return policy, history, {"sampling_share": sampling / (perf_counter() - marks[0])}
-
-    for name in "ppo", "dpo", "grpo":
-        began, share = perf_counter(), {}
-        if name == "dpo":
-            policy = rlhf.dpo(a.params, a.config, comparisons, clock(name, each), **options)
-        else:
-            policy, _, share = reinforced(getattr(rlhf, name), name)
+    summary["answer_length"] = float(np.mean(list(map(len, scale.answers[0]))))
+    each = left(0.18)
+    methods = {
+        "ppo": lambda progress: reinforced(rlhf.ppo, scale, progress, **options),
+        "dpo": lambda progress: (rlhf.dpo(a.params, a.config, comparisons, progress, **options), [], {}),
+        "grpo": lambda progress: reinforced(rlhf.grpo, scale, progress, **options),
+    }
+    for name, tune in methods.items():
+        began = perf_counter()
+        policy, _, share = tune(clock(name, each))
         took = perf_counter() - began
         a.save(os.path.join(folder, name), policy)
         summary["methods"][name] = {"seconds": took} | scale.measure(policy) | share
 
     print("\n6. over-optimisation: no penalty for going far from the instruct model", flush=True)
-    _, history, _ = reinforced(rlhf.grpo, "no penalty", lambda kl: 0.0, 1.5e-3)
-    true = [scale.true(a.judge([a.training[i] for i in h["which"]], h["answers"])) for h in history]
-    points = [
-        {"kl": float(h["kl"]), "proxy_reward": float(h["reward"]), "true_reward": t} for h, t in zip(history, true)
-    ]
-    summary["over_optimisation"] = points
+    _, history, _ = reinforced(rlhf.grpo, scale, clock("no penalty", each), lambda kl: 0.0, 1.5e-3, **options)
+    summary["over_optimisation"] = []
+    for h in history:
+        true = scale.true(a.judge([a.training[i] for i in h["which"]], h["answers"]))
+        point = {"kl": float(h["kl"]), "proxy_reward": float(h["reward"]), "true_reward": true}
+        summary["over_optimisation"].append(point)
     draw(summary, os.path.join(folder, "overoptimisation.png"))
     text = json.dumps(summary, indent=2) + "\n"
     checkpoint.replace(os.path.join(folder, "summary.json"), lambda new: checkpoint.write_text(new, text))
@@ -245,11 +245,9 @@ def learn_from_human(assistant, folder, seconds, seed):
     if not made:
         return print("no comparisons yet, nothing to learn from")
     comparisons = [(a.prompt(c["question"]), c["tokens"], [(c["chosen"], 1 - c["chosen"])]) for c in made]
-    progress = clock("learning", seconds)
-    a.save(
-        os.path.join(folder, "human"),
-        rlhf.dpo(a.params, a.config, comparisons, progress, seed=seed, parallel_map=a.parallel_map),
-    )
+    options = {"seed": seed, "parallel_map": a.parallel_map}
+    policy = rlhf.dpo(a.params, a.config, comparisons, clock("learning", seconds), **options)
+    a.save(os.path.join(folder, "human"), policy)
     print(f"learned from {len(made)} comparisons")
     print(f"talk to it: python model.py --load {os.path.join(folder, 'human')} --chat")
 
