@@ -207,8 +207,8 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
 
 # ------------------------------------------------------------- GRPO: several answers to a question, no value head
 def group_advantages(rewards, group):
-    """How far each answer lies above the mean of the `group` answers to its question, which stand together, in standard
-    deviations (Shao et al. 2024, section 4.1.2). rewards: (batch,). Returns the same shape.
+    """How far each of `group` answers to a question, which stand together, lies above their mean, in standard
+    deviations (Shao et al. 2024, section 4.1.2); as it is in that mean, the gradient shrinks by 1/group. (batch,), both.
     """
     r = rewards.reshape(-1, group)
     return ((r - r.mean(axis=1, keepdims=True)) / (r.std(axis=1, keepdims=True) + 1e-4)).reshape(-1)

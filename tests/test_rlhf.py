@@ -168,6 +168,19 @@ def test_group_advantages_compare_with_the_others_only():
 
 
 @settings(max_examples=20, deadline=None)
+@given(st.integers(2, 6), st.integers(2, 3), seeds)
+def test_a_mean_with_the_answer_in_it_shrinks_the_gradient_by_1_in_the_group(n, group, seed):
+    """Over all groups of n answers: what the mean of a group gives as the gradient of each one's first answer."""
+    p, r = to_numpy(softmax(normal(seed, n))[0]), np.random.default_rng(seed).standard_normal(n)
+    expected, found = p * (r - (p * r).sum()), 0  # of E[r], by the logits
+    for drawn in itertools.product(range(n), repeat=group):
+        chosen = list(drawn)
+        advantages = rlhf.group_advantages(r[chosen], group) * (r[chosen].std() + 1e-4)
+        found += p[chosen].prod() * advantages[0] * (np.eye(n)[chosen[0]] - p)
+    np.testing.assert_allclose(found, (1 - 1 / group) * expected, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 8), st.floats(0, 1), st.floats(0, 1), seeds)
 def test_generalised_advantages_are_their_sum(batch, time, gamma, lam, seed):
     rng = np.random.default_rng(seed)
