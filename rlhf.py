@@ -208,7 +208,7 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
 # ------------------------------------------------------------- GRPO: several answers to a question, no value head
 def group_advantages(rewards, group):
     """How far each of `group` answers to a question, which stand together, lies above their mean, in standard
-    deviations (Shao et al. 2024, section 4.1.2); as it is in that mean, the gradient shrinks by 1/group. (batch,), both.
+    deviations (Shao et al. 2024, section 4.1.2); as it is in that mean, the gradient shrinks by 1/group. Both (batch,).
     """
     r = rewards.reshape(-1, group)
     return ((r - r.mean(axis=1, keepdims=True)) / (r.std(axis=1, keepdims=True) + 1e-4)).reshape(-1)
