@@ -377,6 +377,58 @@ def test_a_group_answers_one_question():
     assert (groups == groups[:, :1]).all()
 
 
+def watched(monkeypatch):
+    """A list that gets (params, gradient, schedule) of every step, which are not taken."""
+    steps = []
+
+    def descend(gradient, parts, params, optimizer, schedule, parallel_map):
+        total = {}
+        for grads in map(gradient, parts):
+            total = {name: total.get(name, 0) + g for name, g in grads.items()}
+        steps.append((params, total, schedule))
+
+    monkeypatch.setattr(rlhf, "descend", descend)
+    return steps
+
+
+def test_the_learning_rate_falls_in_a_line(monkeypatch):
+    steps, some = watched(monkeypatch), comparisons(9, np.random.default_rng(0))
+    for method in rlhf.train_reward_model, rlhf.dpo:
+        method(model.init(CONFIG, 0), CONFIG, some, progress(4))
+    tuned("grpo", lambda kl: 0.0, steps=4)
+    assert [schedule for _, _, schedule in steps] == 3 * [1, 0.75, 0.5, 0.25]
+    steps.clear()
+    tuned("ppo", lambda kl: 0.0, steps=2)
+    assert [schedule for _, _, schedule in steps] == [1, 1, 0.5, 0.5]  # each answer is learned from twice
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_the_first_step_is_along_the_mean_over_all_tokens(method, monkeypatch):
+    steps = watched(monkeypatch)
+    _, history = tuned(method, lambda kl: 0.0, steps=1)
+    policy, found, _ = steps[0]
+    which, answers = history[0]["which"], history[0]["answers"]
+    inputs, targets = as_rows([PROMPTS[i] for i in which], answers)
+    answered, rewards = targets >= 0, fives(which, answers)
+    if method == "ppo":  # the value head has not learned anything yet
+        ends = np.zeros(targets.shape, np.float32)
+        ends[np.arange(64), [len(PROMPTS[i]) + len(a) - 2 for i, a in zip(which, answers)]] = rewards
+        returns = rlhf.generalised_advantages(ends, np.zeros_like(ends), answered)
+        advantages = (returns - returns[answered].mean()) / returns[answered].std()
+    else:
+        advantages = np.broadcast_to(rlhf.group_advantages(rewards, 8)[:, None], targets.shape)
+    share = (answered / answered.sum()).astype(np.float32)
+    rows = xp.asarray(inputs), xp.asarray(targets)
+    if method == "ppo":
+        _, backward = rlhf.policy_and_values(policy, CONFIG, *rows)
+        expected = backward(xp.asarray(-advantages * share), xp.asarray(-0.1 * returns * share))
+    else:
+        expected = model.log_likelihood(policy, CONFIG, *rows)[1](xp.asarray(-advantages * share))
+    assert found.keys() == expected.keys()
+    for name, g in expected.items():
+        close(found[name], g, 1e-5 * float(abs(g).max()) + 1e-9)
+
+
 def comparisons(count, rng):
     """The better answer is the one with more fives."""
     made = []
@@ -411,16 +463,9 @@ def test_the_step_on_comparisons_is_along_the_mean_over_all_pairs(method, monkey
         ([1, 2], [[3, 0], [4, 5, 0], [6, 0]], [(0, 1), (0, 2), (2, 1)]),
         ([7], [[8, 0], [9, 9]], [(1, 0)]),
     ]
-    found = {}
-
-    def descend(gradient, parts, params, *_):
-        found["params"] = params
-        for grads in map(gradient, parts):
-            found.update({name: found.get(name, 0) + g for name, g in grads.items()})
-
-    monkeypatch.setattr(rlhf, "descend", descend)
+    steps = watched(monkeypatch)
     getattr(rlhf, method)(params, CONFIG, asked, progress(1), batch=2)
-    policy = found.pop("params")
+    ((policy, found, _),) = steps
 
     expected = {}
     pairs = [(prompt, answers[i], answers[j]) for prompt, answers, pairs in asked for i, j in pairs]
