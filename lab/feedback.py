@@ -16,6 +16,7 @@ import rlhf
 import train
 from engine import cli, np, xp
 from engine.batches import evaluate, flat
+from engine.files import replace, write_text
 from engine.progress import clock
 from engine.threads import cores, thread_pool
 from lab import annotator
@@ -177,7 +178,7 @@ def chain(assistant, folder, seconds, seed):
         summary["over_optimisation"].append(point)
     draw(summary, os.path.join(folder, "overoptimisation.png"))
     text = json.dumps(summary, indent=2) + "\n"
-    checkpoint.replace(os.path.join(folder, "summary.json"), lambda new: checkpoint.write_text(new, text))
+    replace(os.path.join(folder, "summary.json"), lambda new: write_text(new, text))
     show(a, folder, summary)
     return summary
 
