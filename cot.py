@@ -15,7 +15,7 @@ chain z of steps is drawn like any text, and the answer y to the question x foll
     best of n           the chain that a verifier prefers, which learned from marked answers (Cobbe et al. 2021)
     reinforcement       chains with a right answer become likelier: GRPO (DeepSeek-AI 2025)
 
-    python cot.py                                the same small model trained both ways, in under eight minutes
+    python cot.py                                a small model trained both ways, in under eight minutes
     python cot.py --load DIR --question TEXT     a published chat model, with and without "think step by step"
     >>> problem = addition(2, np.random.default_rng(0)); print(problem.question + written(problem, "cot"))
 """
@@ -164,10 +164,9 @@ CONFIG = dataclasses.replace(model.ARCHITECTURES["qwen3"], **TOKENS, **SIZES)  #
 
 
 def train(params, task, way, progress, rng, largest=None, batch=12, lr=0.005):
-    """Trains params, in place, to write the answers to a task's problems, directly or in steps.
-
-    progress: yields how much of the training is done, 0 to 1, once a step. In the first 0.4 of it the difficulty grows
-    to `largest`; easier problems stay more frequent, as they teach the first step, with which all others begin.
+    """Trains params, in place, to write the answers to a task's problems, directly or in steps. progress: yields how
+    much is done, 0 to 1, once a step. Until 0.4 the difficulty grows, to `largest`; easier problems stay more frequent,
+    as they teach the first step, with which all others begin.
     """
     optimizer, largest = Optimizer("muon", lr), largest or TASKS[task][1][-1] + 1
     for done in progress:
@@ -186,7 +185,7 @@ def train(params, task, way, progress, rng, largest=None, batch=12, lr=0.005):
 TEMPERATURE = 1.5  # so that chains of a problem differ, and go wrong now and then
 
 
-def attempts(params, problems, way, temperature=0.0, n=1, rng=None, parallel_map=map):
+def sample(params, problems, way, temperature=0.0, n=1, rng=None, parallel_map=map):
     """What the model writes, n times for each problem: a list of lists of n lists of ids. Temperature 0 takes the
     likeliest token, which is often best where a chain is the only one.
     """
@@ -210,7 +209,7 @@ def marked_chains(params, task, progress, rng, n=4, parallel_map=map):
     comparisons, harder = [], TASKS[task][1][1:]
     for _ in progress:
         problems = [practice(task, int(rng.choice(harder)), rng) for _ in range(256 // n)]
-        for problem, chains in zip(problems, attempts(params, problems, "cot", TEMPERATURE, n, rng, parallel_map)):
+        for problem, chains in zip(problems, sample(params, problems, "cot", TEMPERATURE, n, rng, parallel_map)):
             marks = [reward(problem, ids) for ids in chains]
             pairs = [(i, j) for i in range(n) for j in range(n) if marks[i] > marks[j]]
             comparisons.append((prompt(problem), chains, pairs))
@@ -218,10 +217,9 @@ def marked_chains(params, task, progress, rng, n=4, parallel_map=map):
 
 
 def train_verifier(params, comparisons, progress, seed, parallel_map=map):
-    """Returns the params of a verifier: a copy of the model that learns by DPO to find right chains likelier than wrong
-    ones, so that its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3). A scalar head, as of
-    Cobbe et al., would have to learn anew what the model knows when it writes: what it finds likely is nearly always
-    right here, and the training adds little.
+    """Returns a verifier's params: a copy of the model learns by DPO to find right chains likelier than wrong ones, and
+    its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3). A scalar head, as of Cobbe et al. 2021,
+    would have to learn anew what the model knows: what it finds likely is nearly always right here.
     """
     if not any(pairs for _, _, pairs in comparisons):  # all are right, or all wrong
         return params
@@ -229,37 +227,36 @@ def train_verifier(params, comparisons, progress, seed, parallel_map=map):
 
 
 def best_of(verifier, problems, chains, parallel_map=map):
-    """For each problem the answer of the chain that the verifier likes best. chains: as `attempts` returns them."""
-    asked = [prompt(problem) for problem, some in zip(problems, chains) for _ in some]
-    inputs, targets = as_rows(asked, list(itertools.chain(*chains)))
-    verdicts = evaluate(log_likelihoods, verifier, CONFIG, inputs, targets, parallel_map)  # log p(z, y | x)
+    """For each problem the answer of the chain that the verifier likes best. chains: as `sample` returns them."""
+    texts = [(prompt(problem), ids) for problem, own in zip(problems, chains) for ids in own]
+    verdicts = evaluate(log_likelihoods, verifier, CONFIG, *as_rows(*zip(*texts)), parallel_map)  # log p(z, y | x)
     best = verdicts.reshape(len(problems), -1).argmax(axis=1)
-    return [answer_in(some[i]) for some, i in zip(chains, best)]
+    return [answer_in(own[i]) for own, i in zip(chains, best)]
 
 
 # ---------------------------------------------------------------- reinforcement learning on verifiable answers
 
 
 def reinforce(params, task, difficulties, progress, rng, lr=3e-4, questions=16, group=8, parallel_map=map):
-    """GRPO on the reward of right or wrong alone (DeepSeek-AI 2025): the model sees no solution, and does more of what
-    went well. As a chain is learned from only once, the ratio of PPO is 1, and what
-    falls is -Σ A log π(z, y | x) / tokens, over all chains of a step. Returns the new params.
+    """GRPO on nothing but right or wrong: no solution is shown (DeepSeek-AI 2025). With one step for what was sampled,
+    the ratio of PPO is 1, and the loss -Σ A log π(z, y | x) / tokens, over all chains. Returns the new params.
     """
     policy, optimizer = copied(params), Optimizer("adamw", lr, 0.0)
     for done in progress:
         problems = [practice(task, int(rng.choice(difficulties)), rng) for _ in range(questions)]
-        sampled = attempts(policy, problems, "cot", 1.0, group, rng, parallel_map)
-        asked, chains = [p for p in problems for _ in range(group)], list(itertools.chain(*sampled))
-        rewards = np.array([reward(p, ids) for p, ids in zip(asked, chains)], np.float32)
-        weights = -rlhf.group_advantages(rewards, group) / sum(map(len, chains))
+        sampled = sample(policy, problems, "cot", 1.0, group, rng, parallel_map)
+        chains = [(problem, ids) for problem, own in zip(problems, sampled) for ids in own]
+        rewards = np.array([reward(problem, ids) for problem, ids in chains], np.float32)
+        advantages = rlhf.group_advantages(rewards, group)
+        tokens = sum(len(ids) for _, ids in chains)
 
         def gradient(piece):
             rows, inputs, targets = piece
             _, backward = log_likelihoods(policy, CONFIG, inputs, targets)
-            return backward(xp.asarray(weights[rows]))
+            return backward(xp.asarray(-advantages[rows] / tokens))
 
-        parts = pieces(*as_rows(list(map(prompt, asked)), chains))
-        descend(gradient, parts, policy, optimizer, 1 - done, parallel_map)
+        inputs, targets = as_rows(*zip(*((prompt(problem), ids) for problem, ids in chains)))
+        descend(gradient, pieces(inputs, targets), policy, optimizer, 1 - done, parallel_map)
     return policy
 
 

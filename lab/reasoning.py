@@ -1,25 +1,21 @@
-"""Razonamiento, the experiment: what writing its steps does for a small model, measured against difficulty.
-
-For each task the same model is trained twice for the same time, to answer at once and to write its steps first, and
-both are tried on problems whose computation no model was trained on. The second then answers as the majority of several
-chains, and as the one that a verifier likes best. Last, GRPO takes a weak model further.
+"""Razonamiento, the experiment: for each task the same model is trained twice for the same time, to answer at once and
+to write its steps first, and tried on problems whose computation no model was trained on. Of several chains, then, the
+majority answers, or the one that a verifier likes best. Last, GRPO takes a weak model further.
 """
 
 import json
 import math
 import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 import bpe
 import chat
 import cot
 import model
 import policy
-from cot import answer_in, attempts
+from cot import answer_in, sample
 from engine import cli
 from engine.threads import cores, thread_pool
 from evals import proportion
@@ -60,7 +56,7 @@ def chance(task, difficulty):
 
 
 def accuracy(problems, chains):
-    """For each problem, the share of its chains whose answer is right."""
+    """The share of right answers in the chains of each problem, as far as there are chains."""
     return [np.mean([cot.reward(problem, ids) for ids in own]) for problem, own in zip(problems, chains)]
 
 
@@ -74,13 +70,12 @@ def measure(task, params, verifier, size, rng, parallel_map=map):
         some = problems[: max(1, size // 2)]
         row = {"difficulty": difficulty, "problems": len(problems), "problems_sampled": len(some)}
         row |= {"chance": chance(task, difficulty)}
-        chains = {way: attempts(params[way], problems, way, parallel_map=parallel_map) for way in params}
-        row |= {f"tokens_{way}": float(np.mean([len(ids) for (ids,) in chains[way]])) for way in params}
-        marks = {way: accuracy(problems, chains[way]) for way in params}
-        sampled = attempts(params["cot"], some, "cot", cot.TEMPERATURE, N, rng, parallel_map)
-        marks["sampled"] = accuracy(some, sampled)
-        answers = {"self_consistency": [cot.majority(map(answer_in, own)) for own in sampled]}
-        answers["best_of_n"] = cot.best_of(verifier, some, sampled, parallel_map)
+        chains = {way: sample(params[way], problems, way, parallel_map=parallel_map) for way in params}
+        row |= {f"tokens_{way}": float(np.mean([len(ids) for (ids,) in chains[way]])) for way in chains}
+        chains["sampled"] = sample(params["cot"], some, "cot", cot.TEMPERATURE, N, rng, parallel_map)
+        marks = {way: accuracy(problems, chains[way]) for way in chains}
+        answers = {"self_consistency": [cot.majority(map(answer_in, own)) for own in chains["sampled"]]}
+        answers["best_of_n"] = cot.best_of(verifier, some, chains["sampled"], parallel_map)
         marks |= {way: [a == problem.answer for a, problem in zip(answers[way], some)] for way in answers}
         for way in marks:
             row[way], *row[f"{way}_95"] = proportion(marks[way])
@@ -102,6 +97,8 @@ def percent(share, interval):
 
 def draw(tables, path):
     """Accuracy and tokens thought against difficulty, a column for each task."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.2 * len(tables), 6.4), layout="constrained")
     axes = figure.subplots(2, len(tables), sharex="col")
     for (task, table), (above, below) in zip(tables.items(), axes.T):
@@ -126,10 +123,11 @@ def save(folder, params):
     cot.TOKENIZER.save(folder)
 
 
-def learned(task, way, seconds, seed):
-    """A new model, trained for so long. Direct answers are shorter, so that way more problems are seen."""
+def learned(folder, task, way, seconds, seed):
+    """A new model, trained for so long and saved. Answers at once are shorter, so that way more problems are seen."""
     params, name = model.init(cot.CONFIG, seed), f"{task}: both ways" if way == "cot" else None  # one bar for the two
     cot.train(params, task, way, policy.clock(name, seconds), np.random.default_rng(seed))
+    save(os.path.join(folder, f"{task}-{way}"), params)
     return params
 
 
@@ -138,7 +136,7 @@ def until_it_solves(share, params, task, difficulties, seconds, rng):
     for step, done in enumerate(policy.clock(f"{task}: a weak model", seconds)):
         if step % 10 == 9:
             problems = [cot.practice(task, int(rng.choice(difficulties)), rng) for _ in range(64)]
-            if np.mean(accuracy(problems, attempts(params, problems, "cot", 1.0, 1, rng))) >= share:
+            if np.mean(accuracy(problems, sample(params, problems, "cot", 1.0, 1, rng))) >= share:
                 return
         yield done
 
@@ -155,7 +153,7 @@ def improved(folder, seconds, seed, size, parallel_map=map):
     problems = [problem for d in difficulties for problem in exam(task, d, math.ceil(size / len(difficulties)))]
     result = {"task": task, "difficulty": list(difficulties), "problems": len(problems)}
     for name, weights in ("before", params), ("after", tuned):
-        marks = accuracy(problems, attempts(weights, problems, "cot", parallel_map=parallel_map))
+        marks = accuracy(problems, sample(weights, problems, "cot", parallel_map=parallel_map))
         result[name], *result[f"{name}_95"] = proportion(marks)
         print(f"{name} GRPO: {percent(result[name], result[f'{name}_95'])}")
     return result
@@ -170,23 +168,22 @@ def experiment(folder, minutes, seed):
     with thread_pool(max(2, cores())) as pool:  # two even on one core, so that both ways have the same minutes
         for task in cot.TASKS:
             share = 1.3 if task == "permutations" else 0.8  # its chains are the longest
-            learn = lambda way: learned(task, way, share * seconds, seed)
-            params = dict(zip(["direct", "cot"], pool.map(learn, ["direct", "cot"])))  # side by side
-            for way in params:
-                save(os.path.join(folder, f"{task}-{way}"), params[way])
+            learn = lambda way: (way, learned(folder, task, way, share * seconds, seed))
+            params = dict(pool.map(learn, ["direct", "cot"]))  # side by side
             rng = np.random.default_rng(seed)
             progress = policy.clock(f"{task}: chains to judge", 0.15 * seconds)
             marked = cot.marked_chains(params["cot"], task, progress, rng, parallel_map=pool.map)
             progress = policy.clock(f"{task}: a verifier", 0.15 * seconds)
             verifier = cot.train_verifier(params["cot"], marked, progress, int(rng.integers(2**31)), pool.map)
-            summary["tasks"][task] = measure(task, params, verifier, size, rng, pool.map)
-            show(task, summary["tasks"][task])
+            summary["tasks"][task] = table = measure(task, params, verifier, size, rng, pool.map)
+            show(task, table)
             problem = exam(task, cot.TASKS[task][1][-1], 1)[0]
-            ((ids,),) = attempts(params["cot"], [problem], "cot")
+            ((ids,),) = sample(params["cot"], [problem], "cot")
             print(f"\n{problem.question}{cot.TOKENIZER.decode(ids[:-1])}   (right: {problem.answer})\n")
         summary["grpo"] = improved(folder, seconds, seed, 2 * size, pool.map)
-    path = Path(folder, "summary.json")
-    path.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    path = os.path.join(folder, "summary.json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(summary, file, indent=1)
     os.makedirs("figures", exist_ok=True)
     draw(summary["tasks"], "figures/cot.png")
     print(f"\nfigures/cot.png\n{path}")
@@ -194,9 +191,7 @@ def experiment(folder, minutes, seed):
 
 
 def zero_shot(folder, question, max_new_tokens=300):
-    """Asks a published chat model twice, the second time to think step by step, which is all that some need to do it
-    (Kojima et al. 2022). Prints both answers as they come.
-    """
+    """Asks a published chat model, then tells it to think step by step too, which is enough (Kojima et al. 2022)."""
     params, config = model.load(folder)
     tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
     ends = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()

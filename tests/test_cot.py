@@ -1,14 +1,10 @@
-"""cot.py: problems are right and apart, answers are judged exactly, and a run of seconds writes what it promises."""
+"""cot.py: problems are right and apart, answers are judged exactly, and what is learned from chains is what it says."""
 
-import itertools
-import json
+import dataclasses
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,6 +13,7 @@ from hypothesis import strategies as st
 
 import cot
 import model
+from engine import to_numpy, xp
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TASKS = [(task, difficulty) for task, (_, difficulties) in cot.TASKS.items() for difficulty in difficulties]
@@ -77,32 +74,6 @@ def test_the_steps_of_a_problem_are_right_and_lead_to_its_answer(kind, seed):
     assert len(cot.prompt(problem)) + len(cot.written(problem, "cot")) + 6 <= cot.CONFIG.max_position_embeddings
 
 
-def essence(task, question):
-    """What a question asks to compute, from its text alone, without names and the order of summands or of who swaps."""
-    if task == "addition":
-        return tuple(sorted(question[:-1].split("+")))
-    if task == "permutations":
-        row, *moves = question[:-1].split(" ")
-        return row, *("".join(sorted(move)) for move in moves)
-    return tuple(re.findall(r"has (\d+)|(finds \d+|loses \d+|doubles|halves)", question))
-
-
-@pytest.mark.parametrize("task", cot.TASKS)
-@pytest.mark.parametrize("harder", [0, 1])
-def test_no_computation_is_for_training_and_for_tests(task, harder):
-    difficulty = cot.TASKS[task][1][harder]
-    exam = cot.exam(task, difficulty, 40)
-    rng = np.random.default_rng(0)
-    trained = {essence(task, cot.practice(task, difficulty, rng).question) for _ in range(3000)}
-    asked = {essence(task, problem.question) for problem in exam}
-    assert len(asked) == len(exam) >= (40 if harder else 2)
-    assert not trained & asked
-    assert cot.exam(task, difficulty, 40) == exam  # the same for every model
-    if harder:
-        share = np.mean([cot.held_out(problem_of(task, difficulty, seed)) for seed in range(3000)])
-        assert 0.05 < share < 0.15
-
-
 def test_what_is_held_out_does_not_depend_on_the_process():
     code = "import cot; print([cot.held_out(cot.Problem('', [], str(i))) for i in range(40)])"
     run = lambda salt: (
@@ -125,7 +96,7 @@ def test_an_answer_in_the_format_is_right_and_a_changed_one_is_not(kind, seed, w
     problem = problem_of(*kind, seed)
     ids = cot.TOKENIZER.encode(cot.written(problem, way)) + [cot.END]
     assert cot.answer_in(ids) == problem.answer
-    assert cot.right([problem], [cot.answer_in(ids)]) == [True]
+    assert cot.reward(problem, ids) == 1
     assert len(ids) == len(f"\n#{problem.answer}") + 1 + (way == "cot") * sum(len(step) + 1 for step in problem.steps)
     answer = len(ids) - 1 - len(problem.answer)
     place = data.draw(st.integers(answer, len(ids) - 2))
@@ -140,7 +111,7 @@ def test_an_answer_in_the_format_is_right_and_a_changed_one_is_not(kind, seed, w
         [cot.END],
     ]
     for changed in wrong:
-        assert cot.right([problem], [cot.answer_in(changed)]) == [False]
+        assert cot.reward(problem, changed) == 0
 
 
 @given(st.lists(st.sampled_from(["1", "2", "3", None]), max_size=9))
@@ -155,106 +126,153 @@ def test_majority(answers):
         assert most == tied[0]
 
 
-def test_chance_is_the_likeliest_answer_by_enumeration():
-    ends = Counter()
-    for moves in itertools.product(itertools.combinations(range(5), 2), repeat=4):
-        row = list(range(5))
-        for i, j in moves:
-            row[i], row[j] = row[j], row[i]
-        ends[tuple(row)] += 1
-    assert cot.chance("permutations", 4) == pytest.approx(max(ends.values()) / 10**4)
-    assert cot.chance("permutations", 1) == pytest.approx(1 / 10)
-    assert cot.chance("permutations", 60) == pytest.approx(
-        1 / 60
-    )  # an even number of swaps reaches half of the 120 rows
-    sums = Counter(a + b for a in range(10, 100) for b in range(10, 100))
-    assert cot.chance("addition", 2) == pytest.approx(max(sums.values()) / 90**2)
+# --- learning ---
 
-    def ends_of(total, length):
-        if length == 0:
-            return Counter({total: 1.0})
-        moves, ends = cot.changes(total), Counter()
-        for _, after in moves:
-            for end, probability in ends_of(after, length - 1).items():
-                ends[end] += probability / len(moves)
-        return ends
-
-    likeliest = [max(ends_of(start, 3).values()) for start in range(1, 11)]
-    assert cot.chance("stories", 3) == pytest.approx(np.mean(likeliest))
+SMALL = dataclasses.replace(cot.CONFIG, hidden_size=16, intermediate_size=32, num_hidden_layers=1, head_dim=8)
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cot")
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "cot.py"), "--minutes", "0.05", "--out", str(folder / "out")],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+def texts(*answers):
+    """The ids of chains that end with these answers, None for one without an end."""
+    return [cot.TOKENIZER.encode(f"\n1\n#{answer}") + [cot.END] if answer else [5, 6] for answer in answers]
 
 
-def test_an_experiment_of_seconds_writes_what_it_promises(outcome):
-    folder, printed = outcome
-    summary = json.loads((folder / "out" / "summary.json").read_text())
-    assert list(summary["tasks"]) == ["addition", "permutations", "stories"]
-    for task, table in summary["tasks"].items():
-        assert table["difficulty"] == cot.TASKS[task][1] and task in printed
-        assert table["chance"] == [cot.chance(task, difficulty) for difficulty in table["difficulty"]]
-        assert all(tokens > 0 for tokens in table["tokens_cot"] + table["tokens_direct"])
-        for way in "direct", "cot", "sampled", "self_consistency", "best_of_n":
-            assert len(table[way]) == len(table[f"{way}_95"]) == len(table["difficulty"])
-            assert all(low <= value <= high for value, (low, high) in zip(table[way], table[f"{way}_95"]))
-    for name in "before", "after":
-        low, high = summary["grpo"][f"{name}_95"]
-        assert 0 <= low <= summary["grpo"][name] <= high <= 1
-    assert (folder / "figures" / "cot.png").stat().st_size > 10_000
+def log_p(params, problem, ids):
+    """log π of a chain, token by token."""
+    whole = cot.prompt(problem) + ids
+    logits = to_numpy(model.forward(params, cot.CONFIG, xp.asarray([whole[:-1]]))[0][0]).astype(np.float64)
+    every = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return every[np.arange(len(whole) - 1), whole[1:]][-len(ids) :].sum()
 
 
-def test_the_models_of_an_experiment_can_be_asked(outcome):
-    folder, _ = outcome
-    for name in ["grpo", *(f"{task}-{way}" for task in cot.TASKS for way in ("direct", "cot"))]:
-        params, config = model.load(folder / "out" / name)
-        assert config.eos_token_id == cot.END and sum(w.size for w in params.values()) > 1000
-    command = [sys.executable, os.path.join(ROOT, "model.py"), "--load", str(folder / "out" / "addition-cot")]
-    done = subprocess.run([*command, "--prompt", "27+58?"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("27+58?")
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(cot, "CONFIG", SMALL)
+    return model.init(SMALL, 0)
 
 
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        (["--load", "somewhere"], "--load and --question go together"),
-        (["--question", "Why?"], "--load and --question go together"),
-        (["--load", "nowhere", "--question", "Why?"], "nowhere"),
-        (["--minutes", "0"], "--minutes must be more than 0"),
-        (["--minutes", "nan"], "--minutes must be more than 0"),
-        (["--seed", "-1"], "--seed must be at least 0"),
-    ],
-)
-def test_bad_input_is_one_sentence(arguments, sentence):
-    with pytest.raises((ValueError, OSError), match=re.escape(sentence)) as error:
-        cot.main(arguments)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("task", cot.TASKS)
+def test_what_is_practised_is_never_held_out(task):
+    rng = np.random.default_rng(0)
+    assert not any(cot.held_out(cot.practice(task, 2, rng)) for _ in range(200))
 
 
-def test_a_model_that_cannot_chat_is_not_asked(outcome):
-    with pytest.raises(ValueError, match="chat"):
-        cot.main(["--load", str(outcome[0] / "out" / "grpo"), "--question", "Why?"])
+@pytest.mark.parametrize("largest, hardest", [(None, 7), (3, 3)])
+def test_training_grows_harder_and_stays_mostly_easy(small, monkeypatch, largest, hardest):
+    drawn, practice = [], cot.practice
+    monkeypatch.setattr(cot, "practice", lambda task, n, rng: drawn.append(n) or practice(task, n, rng))
+    before = {name: xp.array(w) for name, w in small.items()}
+    progress = [0.0, 0.05] + 30 * [0.39] + 30 * [0.41, 0.9]
+    cot.train(small, "addition", "direct", progress, np.random.default_rng(0), largest)
+    rounds = [drawn[i : i + 12] for i in range(0, len(drawn), 12)]
+    assert len(drawn) == 12 * len(progress) and min(drawn) == 1
+    assert max(rounds[0] + rounds[1]) == 2 and max(drawn) == hardest
+    ends = np.array(sum(rounds[32:], []))  # P(difficulty ≤ n) = (n / hardest)^⅔: the easier, the more frequent
+    for n in range(1, hardest + 1):
+        assert np.mean(ends <= n) == pytest.approx((n / hardest) ** (2 / 3), abs=0.05)
+    assert all(float(abs(small[name] - w).max()) > 0 for name, w in before.items())
 
 
-def test_ctrl_c_is_heard_in_the_middle_of_a_phase(tmp_path):
-    hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # even if the tests themselves do not
-    arguments = [os.path.join(ROOT, "cot.py"), "--minutes", "30", "--out", str(tmp_path / "out")]  # phases of minutes
-    process = subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=hear)
-    try:
-        while not (tmp_path / "out").exists() and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(1)  # both threads are training by now
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert process.returncode == 130 and err == b""
+@pytest.mark.parametrize("way", ["direct", "cot"])
+def test_what_is_trained_becomes_likelier(small, way):
+    problem = problem_of("addition", 1, 1)
+    ids = cot.TOKENIZER.encode(cot.written(problem, way)) + [cot.END]
+    before = log_p(small, problem, ids)
+    cot.train(small, "addition", way, np.linspace(0, 0.5, 20, endpoint=False), np.random.default_rng(0), 1)
+    assert log_p(small, problem, ids) > before + 10
+
+
+def test_samples_are_as_many_as_asked_for_and_greedy_ones_the_likeliest(small):
+    problems = [problem_of("addition", n, 0) for n in (1, 2, 3)]
+    for way in "direct", "cot":
+        longest = 5 + max(len(cot.written(problem, way)) for problem in problems)
+        drawn = cot.sample(small, problems, way, 1.0, 4, np.random.default_rng(0))
+        assert [len(own) for own in drawn] == [4, 4, 4] and len(set(map(str, sum(drawn, [])))) == 12
+        assert all(len(ids) == longest or ids[-1] == cot.END for own in drawn for ids in own)
+        for problem, (ids,) in zip(problems, cot.sample(small, problems, way)):
+            text = cot.prompt(problem)
+            for chosen in ids:
+                logits = to_numpy(model.forward(small, SMALL, xp.asarray([text]))[0][0, -1])
+                assert logits[chosen] >= logits.max() - 1e-4
+                text = [*text, chosen]
+
+
+def test_the_best_of_several_chains_is_the_one_the_verifier_finds_likeliest(small):
+    problems = [problem_of("addition", n, seed) for n, seed in [(1, 0), (3, 0), (2, 1)]]
+    chains = [texts("11", "2", "333"), texts("4", None, "50"), texts("61", "7", "8")]
+    chosen = cot.best_of(small, problems, chains)
+    for problem, own, answer in zip(problems, chains, chosen):
+        likely = [log_p(small, problem, ids) for ids in own]
+        assert answer == cot.answer_in(own[int(np.argmax(likely))])
+
+
+def test_every_right_chain_is_compared_with_every_wrong_one(small, monkeypatch):
+    def sample(params, problems, way, temperature, n, rng, parallel_map):
+        assert params is small and way == "cot" and temperature == cot.TEMPERATURE
+        return [texts("x", problem.answer, None, problem.answer)[:n] for problem in problems]
+
+    monkeypatch.setattr(cot, "sample", sample)
+    comparisons = cot.marked_chains(small, "addition", [0.0, 0.5], np.random.default_rng(0))
+    assert len(comparisons) == 2 * 64  # of 256 chains each
+    assert all(pairs == [(1, 0), (1, 2), (3, 0), (3, 2)] for _, _, pairs in comparisons)
+    lengths = {len(prompt) for prompt, _, _ in comparisons}
+    assert lengths == {len("12+34?") + 2 * more for more in range(5)}  # none of the easiest, where little goes wrong
+    assert len(cot.marked_chains(small, "addition", [0.0], np.random.default_rng(0), n=2)) == 128
+
+
+def test_a_verifier_learns_which_chains_are_right(small):
+    problems = [problem_of("addition", 1, seed) for seed in range(4)]
+    comparisons = [(cot.prompt(problem), texts("x", "y"), [(0, 1)]) for problem in problems]
+    verifier = cot.train_verifier(small, comparisons, np.linspace(0, 1, 10, endpoint=False), 0)
+    margin = lambda params, problem: np.subtract(*(log_p(params, problem, ids) for ids in texts("x", "y")))
+    for problem in problems:
+        assert margin(verifier, problem) > margin(small, problem) + 0.5
+    equal = [(prompt, chains, []) for prompt, chains, _ in comparisons]
+    assert cot.train_verifier(small, equal, [0.0], 0) is small  # nothing to learn from
+
+
+def test_the_gradient_of_reinforcement_is_that_of_its_loss(small, monkeypatch):
+    """-Σ A log π / tokens, with the advantages of Shao et al., by central differences along the gradient."""
+    asked, steps = [], []
+    marked = lambda problem, last: texts(problem.answer, "x", None, last)
+
+    def sample(params, problems, way, temperature, n, rng, parallel_map):
+        assert way == "cot" and temperature == 1 and (len(problems), n) == (3, 4)
+        asked.extend(problems)
+        return list(map(marked, problems, [problems[0].answer, "y", None]))
+
+    def descend(part, parts, params, optimizer, schedule, parallel_map):
+        grads = [part(piece) for piece in parts]
+        steps.append({name: sum(g[name] for g in grads) for name in grads[0]})
+        assert params is not small and optimizer.kind == "adamw" and schedule == 0.75
+        assert optimizer.lr == 0.01 and optimizer.weight_decay == 0
+
+    monkeypatch.setattr(cot, "sample", sample)
+    monkeypatch.setattr(cot, "descend", descend)
+    cot.reinforce(small, "addition", [1, 3], [0.25], np.random.default_rng(0), 0.01, questions=3, group=4)
+    assert {len(problem.steps) for problem in asked} <= {1, 3}
+    chains = cot.sample(small, asked, "cot", 1.0, 4, None, map)
+
+    def loss(params):
+        total, tokens = 0.0, 0
+        for problem, own in zip(asked, chains):
+            rewards = np.array([cot.reward(problem, ids) for ids in own])
+            advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+            total -= sum(a * log_p(params, problem, ids) for a, ids in zip(advantages, own))
+            tokens += sum(map(len, own))
+        return total / tokens
+
+    (grads,) = steps
+    size = np.sqrt(sum(float((g * g).sum()) for g in grads.values()))
+    moved = lambda far: {name: w + xp.asarray(far / size, w.dtype) * grads[name] for name, w in small.items()}
+    assert (loss(moved(0.01)) - loss(moved(-0.01))) / 0.02 == pytest.approx(size, rel=0.01)
+
+
+def test_reinforcement_makes_right_chains_likelier(small, monkeypatch):
+    draw = lambda params, problems, *_: [texts(*([p.answer] + 7 * ["x"])) for p in problems]
+    monkeypatch.setattr(cot, "sample", draw)
+    monkeypatch.setitem(cot.TASKS, "addition", (lambda n, rng: cot.addition(1, np.random.default_rng(1)), [1]))
+    tuned = cot.reinforce(small, "addition", [1], np.linspace(0, 1, 10, endpoint=False), np.random.default_rng(0), 0.01)
+    problem = cot.practice("addition", 1, None)
+    right, wrong = texts(problem.answer, "x")
+    assert log_p(tuned, problem, right) > log_p(small, problem, right) + 1
+    assert log_p(tuned, problem, wrong) < log_p(small, problem, wrong) + 1

@@ -22,7 +22,7 @@ import cot
 import layers
 import train
 from engine import corpus, to_numpy, xp
-from lab import annotator, demo_attention, demo_moe, feedback
+from lab import annotator, demo_attention, demo_moe, feedback, reasoning
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def here(world, library, tmp_path, monkeypatch):
     monkeypatch.setattr(
         annotator, "documented", lru_cache(annotator.documented.__wrapped__)
     )  # of this library, only here
-    for module in cot, feedback:
+    for module in reasoning, feedback:
         monkeypatch.setattr(module, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
     for name, value in TINY.items():
         kind, _, text = train.SETTINGS[name]
@@ -185,7 +185,7 @@ def small(script, arguments):
 def short_cot(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
-        cot.main(arguments)
+        reasoning.main(arguments)
 
 
 SHORT = {  # the three that take long
