@@ -1,61 +1,81 @@
-"""Flash attention on a CPU, forward and backward, against PyTorch's scaled_dot_product_attention.
+"""Flash attention, forward and backward, against PyTorch's scaled_dot_product_attention and the textbook version.
 
-    python benchmarks/attention.py [--turns 5] [--longest 16384] [--quick]
+    python benchmarks/attention.py [--longest 16384] [--turns 5] [--quick]                      on a CPU
+    python benchmarks/attention.py --gpu [--longest 16384] [--tokens 16384] [--turns 5]         the CUDA kernels
 
-Before any timing, values and gradients are compared: with PyTorch's, and with the textbook version's for the last
-queries, so that a long sequence needs no matrix of all pairs. The sides take turns, and a ratio is the median over the
-turns of PyTorch's time over ours: above 1, ours is faster. Then the memory of both ways of ours. Without PyTorch our
-side is timed alone.
+Before any timing, values and gradients are compared: on a CPU with PyTorch's, and with the textbook version's for the
+last queries, so that a long sequence needs no matrix of all pairs; those of the kernels with what NumPy's way gives in
+float64. --longest: tokens; the other lengths keep their ratio to it. --tokens: about so many are in a batch on a GPU.
+Without a GPU on which they run, --gpu says so and ends; the tests run the kernels on the CPU.
 """
 
-import argparse
 import os
-import statistics
 import sys
 import tracemalloc
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-os.environ["BACKEND"] = "numpy"  # both sides on the CPU
+if "--gpu" not in sys.argv:
+    os.environ["BACKEND"] = "numpy"
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from turns import alternate, header, installed, options, row, seconds, times_as_fast
+from turns import compare, demand, header, installed, options, row, seconds
 
-from attention import attention, flash_attention
-from masks import causal
+from attention import attention, flash_attention, look
+from engine import flash_cuda, xp
 
-CASES = (4, 64, 2048), (2, 64, 8192), (1, 32, 16384), (1, 64, 16384), (1, 128, 16384), (4, 64, 16384)  # heads, dim, n
 LONGEST = 16384
-QUICK = {"longest": 512, "turns": 2}
+CASES = (4, 64, 2048), (2, 64, 8192), (1, 32, 16384), (1, 64, 16384), (1, 128, 16384), (4, 64, 16384)  # heads, dim, n
+HEADS = 16  # on a GPU
+BOUNDS = {np.float32: 1e-5, np.float16: 2e-3}  # of the kernels' errors, as parts of the largest number
 
 
-def ours(q, k, v, dy):
-    y, backward = flash_attention(q, k, v)
-    return y, *backward(dy)
+def random(dtype, *shapes):
+    draw = xp.random.default_rng(0).standard_normal
+    return [draw(shape, dtype=xp.float32).astype(dtype) for shape in shapes]
 
 
-def pytorch(q, k, v, dy):
+def pytorch(q, k, v, dy, causal):
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    tensors = [torch.from_numpy(x).requires_grad_() for x in (q, k, v)]
-    y = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True)
-    return y.detach(), *torch.autograd.grad(y, tensors, torch.from_numpy(dy))
+    *tensors, upstream = (torch.from_dlpack(x) for x in (q, k, v, dy))
+    tensors = [x.requires_grad_() for x in tensors]
+
+    def attend():
+        with nullcontext() if xp is np else sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            y = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)
+        return y.detach(), lambda _: torch.autograd.grad(y, tensors, upstream)
+
+    return attend
 
 
-def textbook(q, k, v, dy):
-    y, backward = attention(q, k, v, causal)
+def sides(flash, q, k, v, dy, causal=True, peer=False, textbook=False):
+    """{name: attend}, attend() -> y and its backward pass."""
+    named = {"ours": lambda: flash(q, k, v, causal)}
+    if peer:
+        named["PyTorch"] = pytorch(q, k, v, dy, causal)
+    if textbook:
+        mask = look(q.shape[2], k.shape[2]) if causal else None
+        named["textbook"] = lambda: attention(q, k, v, mask)
+    return named
+
+
+def passes(attend, dy):
+    """y, dq, dk and dv."""
+    y, backward = attend()
     return y, *backward(dy)
 
 
-def difference(some, others):
-    return np.max([np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in zip(some, others, strict=True)])
+# --- on a CPU ---
 
 
-def largest_difference(q, k, v, dy, peer, last=256):
-    """Of ours from PyTorch's, if that is there, and from the textbook's for the last queries alone."""
-    errors = [difference(ours(q, k, v, dy), pytorch(q, k, v, dy))] if peer else []
-    q, dy = q[:, :, -last:], dy[:, :, -last:]
-    return np.max([*errors, difference(ours(q, k, v, dy), textbook(q, k, v, dy))])
+def largest_difference(named, dy):
+    """Of the values and gradients of the other sides from ours."""
+    ours, *others = (passes(attend, dy) for attend in named.values())
+    pairs = [pair for other in others for pair in zip(ours, other, strict=True)]
+    return np.max([np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs], initial=0.0)
 
 
 def peak(function, *arguments):
@@ -66,32 +86,102 @@ def peak(function, *arguments):
     return most / 2**20
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--longest", type=int, default=LONGEST, help="tokens; the other sizes keep their ratio to it")
-    args = options(parser, QUICK)
-    random, peer = np.random.default_rng(0).standard_normal, installed("torch")
-    ways = {"ours, s": ours} | ({"PyTorch, s": pytorch} if peer else {})
+def on_a_cpu(args):
+    peer = installed("torch")
     title = "attention, forward and backward: heads, size, tokens"
-    print(header(title, "largest difference", *ways, *["times as fast"] * peer), flush=True)
+    print(header(title, "largest difference", "ours, s", *["PyTorch, s", "times as fast"] * peer), flush=True)
     for heads, dim, n in CASES:
         n = n * args.longest // LONGEST
-        arrays = [random((1, heads, n, dim), np.float32) for _ in range(4)]
-        error = largest_difference(*arrays, peer)
-        if not error < 1e-4:
-            sys.exit(f"{heads}, {dim}, {n:,}: values or gradients differ by {error:.1e}, so times say nothing")
-        times = alternate({name: lambda way=way: seconds(way, *arrays) for name, way in ways.items()}, args.turns)
-        own, *others = times.values()
-        cells = [f"{statistics.median(side):.3f}" for side in (own, *others)]
-        cells += [f"{times_as_fast(own, other):.2f}" for other in others]
+        q, k, v, dy = random(np.float32, *[(1, heads, n, dim)] * 4)
+        named, last = sides(flash_attention, q, k, v, dy, peer=peer), np.s_[:, :, -256:]
+        ends = sides(flash_attention, q[last], k, v, dy[last], textbook=True)
+        error = np.maximum(largest_difference(named, dy), largest_difference(ends, dy[last]))
+        demand(error < 1e-4, f"{heads}, {dim}, {n:,}: values or gradients differ by {error:.1e}")
+        timed = {name: lambda attend=attend: seconds(passes, attend, dy) for name, attend in named.items()}
+        times, ratios = compare(timed, args.turns)
+        cells = [f"{time:.3f}" for time in times.values()] + [f"{ratio:.2f}" for ratio in ratios.values()]
         print(row(f"{heads}, {dim}, {n:,}", f"{error:.1e}", *cells), flush=True)
 
     print(f"\n{header('memory of one head of 64, MB', 'tokens', 'peak')}")
-    for name, function, n in ("flash", ours, 8192), ("flash", ours, 16384), ("full", textbook, 8192):
+    for name, n in ("flash", 8192), ("flash", 16384), ("full", 8192):
         n = n * args.longest // LONGEST
-        most = peak(function, *(random((1, 1, n, 64), np.float32) for _ in range(4)))
-        print(row(name, f"{n:,}", f"{most:,.1f}"))
+        q, k, v, dy = random(np.float32, *[(1, 1, n, 64)] * 4)
+        attend = sides(flash_attention, q, k, v, dy, textbook=True)["ours" if name == "flash" else "textbook"]
+        print(row(name, f"{n:,}", f"{peak(passes, attend, dy):,.1f}"))
+
+
+# --- on a GPU ---
+
+
+def largest_errors(dtype, dim):
+    """Of y, dq, dk and dv, as parts of the largest number in each, with grouped heads, a window and padding."""
+    queries, keys = (2, 4, 300, dim), (2, 2, 333, dim)
+    q, k, v, dy = random(dtype, queries, keys, keys, queries)
+    first_key = xp.asarray([7, 200], dtype=xp.int32)
+    ours = passes(lambda: flash_cuda.flash_attention(q, k, v, True, 150, first_key), dy)
+    exact_q, exact_k, exact_v, exact_dy = (x.astype(xp.float64) for x in (q, k, v, dy))
+    real = xp.arange(333) >= first_key[:, None]
+    exact = passes(lambda: flash_attention(exact_q, exact_k, exact_v, True, 150, padding=real), exact_dy)
+    return [float(abs(a - b).max() / abs(b).max()) for a, b in zip(ours, exact)]
+
+
+def check(dtype, dim):
+    error = float(np.max(largest_errors(dtype, dim)))
+    print(f"{dtype.__name__}, head size {dim}: y, dq, dk, dv within {error:.1e}")
+    demand(error < BOUNDS[dtype], "that is too much")
+
+
+def milliseconds(function):
+    start, end = xp.cuda.Event(), xp.cuda.Event()
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return xp.cuda.get_elapsed_time(start, end)
+
+
+def case(dtype, dim, causal, n, args, peer, measure=milliseconds):
+    """A row for each pass and each of the other sides. measure: a function's milliseconds."""
+    batch = max(1, args.tokens // n)
+    q, k, v, dy = random(dtype, *[(batch, HEADS, n, dim)] * 4)
+    fits = (
+        dtype == np.float32 and batch * n * n * HEADS * 4 < 5e9
+    )  # bytes of a matrix of scores, of which there are some
+    named = sides(flash_cuda.flash_attention, q, k, v, dy, causal, peer and dtype == np.float16, fits)
+    both = {name: lambda attend=attend: passes(attend, dy) for name, attend in named.items()}
+    # two products forward, five backward, as the papers count; half of the scores if causal
+    for name, functions, products in ("forward", named, 2), ("forward + backward", both, 7):
+        for function in functions.values():  # compiled, and memory taken
+            function(), function()
+        times, ratios = compare({side: lambda f=f: measure(f) for side, f in functions.items()}, args.turns)
+        speed = 2 * products * batch * HEADS * n * n * dim / (2 if causal else 1) / times["ours"] / 1e9
+        cells = [dtype.__name__, dim, f"{n:,}", causal, name, f"{times['ours']:.3f}", f"{speed:.1f}"]
+        for others in [[side, f"{ratio:.2f}"] for side, ratio in ratios.items()] or [["", ""]]:
+            print(row(*cells, *others), flush=True)
+
+
+def on_a_gpu(args):
+    some = xp.ones((1, HEADS, 1, 64), np.float32)
+    if not flash_cuda.usable(some, some):
+        return print("Skipped: no CuPy, or no GPU on which flash.cu runs, so nothing is compared or timed.")
+    print(xp.cuda.runtime.getDeviceProperties(0)["name"].decode(), "· CuPy", xp.__version__)
+    peer = installed("torch")
+    for dtype in BOUNDS:
+        for dim in 32, 64, 128:
+            check(dtype, dim)
+    columns = "dtype", "dim", "n", "causal", "pass", "ours, ms", "TFLOP/s", "the other side", "times as fast"
+    print(f"\n{header(*columns)}")
+    for dtype in BOUNDS:
+        for dim in 64, 128:
+            for causal in False, True:
+                for n in args.longest // 16, args.longest // 4, args.longest:
+                    case(dtype, dim, causal, n, args, peer)
+
+
+def main():
+    defaults = {"gpu": False, "longest": LONGEST, "tokens": 16384, "turns": 5}
+    args = options(__doc__, defaults, {"longest": 512, "tokens": 1024, "turns": 2})
+    (on_a_gpu if args.gpu else on_a_cpu)(args)
 
 
 if __name__ == "__main__":

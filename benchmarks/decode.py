@@ -3,18 +3,14 @@
     python benchmarks/decode.py FOLDER [--prompt TEXT] [--tokens 64] [--turns 7]
     python benchmarks/decode.py --quick          of a tiny model with random weights
 
-Each side runs in a process of its own, and the two have to choose the same tokens. They take turns, and the ratio of
-a turn is transformers' time over ours, prompt included: above 1, ours is faster. Peak memory is that of a side's whole
-process, loading included. Without transformers our side is compared with a forward pass over the whole text, without
-a cache, and timed alone.
+Each side runs in a process of its own, and the two have to choose the same tokens. The ratio of a turn is transformers'
+time over ours, prompt included. Peak memory is that of a side's whole process, loading included. Without transformers
+our side is compared with a forward pass over the whole text, without a cache, and timed alone.
 """
 
-import argparse
 import os
-import statistics
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +18,7 @@ import numpy as np
 
 os.environ["BACKEND"] = "numpy"  # both sides on the CPU
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from turns import PEAK_MEMORY, alternate, header, installed, options, row, sides, times_as_fast
+from turns import cells, columns, compare, demand, header, installed, options, row, sides
 
 import bpe
 import chat
@@ -34,7 +30,6 @@ QUESTION = (  # 37 tokens of SmolLM2 as a chat
     "What is the capital of France, which river runs through it, and what is the name of its tallest building? "
     "Answer in one sentence."
 )
-QUICK = {"tokens": 8, "turns": 2}
 
 
 def tiny_checkpoint(folder):
@@ -56,28 +51,23 @@ def prompt_of(folder, text):
 
 @contextmanager
 def side(name, folder, count):
-    """Answers a prompt with the tokens it chose and the seconds it took."""
+    """Answers a prompt with the tokens it chose."""
     if name == "ours":
         params, config = model.load(folder)
-        generate = lambda prompt: list(model.generate(params, config, prompt, max_new_tokens=count, stop=[]))
-    else:
-        import torch
-        from transformers import AutoModelForCausalLM
+        yield lambda prompt: list(model.generate(params, config, prompt, max_new_tokens=count, stop=[]))
+        return
+    import torch
+    from transformers import AutoModelForCausalLM
 
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        network.generation_config.eos_token_id = None  # a fixed number of tokens
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    network.generation_config.eos_token_id = None  # a fixed number of tokens
 
-        def generate(prompt):
-            ids = torch.tensor([prompt])
-            options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False}
-            return network.generate(ids, **options)[0, len(prompt) :].tolist()
+    def generate(prompt):
+        ids = torch.tensor([prompt])
+        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False}
+        return network.generate(ids, **options)[0, len(prompt) :].tolist()
 
-    def answer(prompt):
-        start = time.perf_counter()
-        tokens = generate(prompt)
-        return tokens, time.perf_counter() - start
-
-    yield answer
+    yield generate
 
 
 def without_cache(folder, prompt, tokens):
@@ -86,40 +76,31 @@ def without_cache(folder, prompt, tokens):
     return logits[0, len(prompt) - 1 :].argmax(axis=-1).tolist()
 
 
-def compare(folder, args):
+def measure(folder, args):
     prompt = prompt_of(folder, args.prompt)
     names = ["ours"] + ["transformers"] * installed("torch", "transformers")
     with sides(side, names, folder, args.tokens) as ask:
         chosen = {name: ask[name](prompt)[0] for name in ask}
         if len(names) == 1:
             chosen["without a cache"] = without_cache(folder, prompt, chosen["ours"])
-        if len(set(map(tuple, chosen.values()))) > 1:
-            sys.exit(f"{' and '.join(chosen)} choose different tokens, so times say nothing")
-        times = alternate({name: lambda name=name: ask[name](prompt)[1] for name in ask}, args.turns)
-        memory = {name: ask[name](PEAK_MEMORY) for name in ask}
-    speeds = [f"{args.tokens / statistics.median(times[name]):.1f}" for name in names]
-    ratios = [f"{times_as_fast(times['ours'], times[name]):.2f}" for name in names[1:]]
-    title = f"{Path(folder).name}, batch 1, {args.tokens} tokens after a prompt of {len(prompt)}"
-    peaks = [f"peak MB of {name}" for name in names]
-    print(header(title, "ours, tokens/s", *names[1:], *["times as fast"] * len(ratios), *peaks))
-    print(row("prompt included", *speeds, *ratios, *(f"{memory[name]:,.0f}" for name in names)))
+        demand(len(set(map(tuple, chosen.values()))) == 1, f"{' and '.join(chosen)} choose different tokens")
+        times, ratios = compare({name: lambda name=name: ask[name](prompt)[1] for name in ask}, args.turns)
+        title = f"{Path(folder).name}, batch 1, {args.tokens} tokens after a prompt of {len(prompt)}"
+        print(header(title, *columns(names)))
+        print(row("prompt included", *cells(args.tokens, times, ratios, ask)))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", nargs="?", help="a checkpoint; with --quick a tiny one is made if none is given")
-    parser.add_argument("--prompt", default=QUESTION)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=7)
-    args = options(parser, QUICK)
+    defaults = {"prompt": QUESTION, "tokens": 64, "turns": 7}
+    args = options(__doc__, defaults, {"tokens": 8, "turns": 2}, folder="?")
     if args.folder:
-        return compare(args.folder, args)
+        return measure(args.folder, args)
     if not args.quick:
-        parser.error("name a checkpoint folder, or --quick")
+        raise ValueError("name a checkpoint folder, or --quick")
     with tempfile.TemporaryDirectory() as folder:
         folder = os.path.join(folder, "tiny")
         tiny_checkpoint(folder)
-        compare(folder, args)
+        measure(folder, args)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,20 @@
 
     python benchmarks/tokenizer.py [FILE ...] [--vocab 1000 8000] [--turns 5] [--quick]
 
-The merges have to be those of `tokenizers`, and the ids those of tiktoken. The sides take turns, and the median of the
-turns' ratios is printed. Without files the text is the reference of the language and source code of the standard
-library. Our side is timed alone where a peer is not installed; whatever is encoded has to decode to the text.
+The merges have to be those of `tokenizers`, and the ids those of tiktoken; whatever is encoded has to decode to the
+text. Without files that is the reference of the language and source code of the standard library, --megabytes of them.
 """
 
-import argparse
 import json
 import pydoc_data.topics
 import re
-import statistics
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from turns import alternate, header, installed, options, row, seconds, times_as_fast
+from turns import compare, demand, header, installed, options, row, seconds
 
 import bpe
 from engine import cli
@@ -46,14 +44,9 @@ def hugging_face(text, vocab_size, pattern):
         tokenizer = Tokenizer(models.BPE())
         split = pre_tokenizers.Split(Regex(bpe.PATTERNS[pattern]), "isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == "gpt2")
-        steps = [byte_level] if pattern == "gpt2" else [split, byte_level]
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=["<|endoftext|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([byte_level] if pattern == "gpt2" else [split, byte_level])
+        options = {"vocab_size": vocab_size, "special_tokens": ["<|endoftext|>"], "show_progress": False}
+        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
         tokenizer.train_from_iterator(parts, trainer)
         return tokenizer
 
@@ -71,61 +64,43 @@ def tiktoken_of(trained, pattern):
 
 
 def training(text, vocab_size, pattern, turns, peer):
-    """The tokenizer, the median of our seconds, and our time over the peer's."""
+    """The tokenizer, the median of our seconds, and how many times as fast as the peer that is, in a list."""
     trained, ways = bpe.train(text, vocab_size, pattern), {"ours": lambda: bpe.train(text, vocab_size, pattern)}
     if peer:
         ways["peer"] = hugging_face(text, vocab_size, pattern)
-        merges = json.loads(ways["peer"]().to_str())["model"]["merges"]
-        if merges != trained.config["model"]["merges"]:
-            sys.exit(f"{pattern}, {vocab_size}: the merges are not those of tokenizers, so times say nothing")
-    return trained, *medians({name: lambda way=way: seconds(way) for name, way in ways.items()}, turns)
+        equal = json.loads(ways["peer"]().to_str())["model"]["merges"] == trained.config["model"]["merges"]
+        demand(equal, f"{pattern}, {vocab_size}: the merges are not those of tokenizers")
+    times, ratios = compare({name: partial(seconds, way) for name, way in ways.items()}, turns)
+    return trained, times["ours"], list(ratios.values())
 
 
 def encoding(text, trained, pattern, turns, peer):
-    """The median of our seconds, and our time over the peer's."""
+    """The same of encoding."""
     ids = trained.encode(text)
-    if trained.decode(ids) != text:
-        sys.exit(f"{pattern}: the ids do not decode to the text, so times say nothing")
+    demand(trained.decode(ids) == text, f"{pattern}: the ids do not decode to the text")
 
-    def ours():
-        fresh = bpe.Tokenizer(trained.config)  # that remembers no word
-        return seconds(fresh.encode, text)
-
-    ways = {"ours": ours}
+    ways = {"ours": lambda: seconds(bpe.Tokenizer(trained.config).encode, text)}  # a new one, that remembers no word
     if peer:
         encode, shift = tiktoken_of(trained, pattern)
-        if [i + shift for i in encode(text)] != ids:
-            sys.exit(f"{pattern}: the ids are not those of tiktoken, so times say nothing")
-        ways["peer"] = lambda: seconds(encode, text)
-    return medians(ways, turns)
-
-
-def medians(ways, turns):
-    """Of some turns: our seconds, and our time over the peer's, None without one."""
-    times = alternate(ways, turns)
-    return statistics.median(times["ours"]), 1 / times_as_fast(
-        times["ours"], times["peer"]
-    ) if "peer" in times else None
+        demand([i + shift for i in encode(text)] == ids, f"{pattern}: the ids are not those of tiktoken")
+        ways["peer"] = partial(seconds, encode, text)
+    times, ratios = compare(ways, turns)
+    return times["ours"], list(ratios.values())
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", metavar="FILE")
-    parser.add_argument("--vocab", type=int, nargs="+", default=[1000, 8000], metavar="N")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--megabytes", type=float, default=8, help="of the standard library, at most")
-    args = options(parser, QUICK)
+    args = options(__doc__, {"vocab": [1000, 8000], "turns": 5, "megabytes": 8.0}, QUICK, files="*")
     text = "".join(Path(file).read_text(encoding="utf-8") for file in args.files) or standard_library(args.megabytes)
     size, peers = len(text.encode()) / 1e6, [installed("tokenizers"), installed("tiktoken")]
-    title = f"byte-level BPE on {size:.1f} MB, a vocabulary of"
     ratios = "training time, of `tokenizers`'", "encoding speed, of tiktoken's"
+    title = f"byte-level BPE on {size:.1f} MB, a vocabulary of"
     print(header(title, *ratios, "ours: training, s", "encoding, MB/s"), flush=True)
     for pattern, name in NAMES.items():
         for vocab_size in args.vocab:
-            trained, taken, time_ratio = training(text, vocab_size, pattern, args.turns, peers[0])
-            encoded_in, encoding_ratio = encoding(text, trained, pattern, args.turns, peers[1])
-            ratios = (f"{time_ratio:.2f}" if peers[0] else "", f"{1 / encoding_ratio:.2f}" if peers[1] else "")
-            print(row(f"{vocab_size:,}, {name}", *ratios, f"{taken:.2f}", f"{size / encoded_in:.2f}"), flush=True)
+            trained, trained_in, faster = training(text, vocab_size, pattern, args.turns, peers[0])
+            encoded_in, also_faster = encoding(text, trained, pattern, args.turns, peers[1])
+            ratios = "".join(f"{1 / ratio:.2f}" for ratio in faster), "".join(f"{ratio:.2f}" for ratio in also_faster)
+            print(row(f"{vocab_size:,}, {name}", *ratios, f"{trained_in:.2f}", f"{size / encoded_in:.2f}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,36 @@
-"""What the benchmarks share: sides that take turns, in processes of their own where it matters, and table rows."""
+"""What the benchmarks share: a command line, sides that take turns, in processes of their own or not, and table rows."""
 
+import argparse
 import importlib.util
 import multiprocessing
 import re
 import statistics
 import sys
 import time
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 PEAK_MEMORY = "peak memory"  # the question that every side in a process of its own can answer
 
 
-def options(parser, quick, argv=None):
-    """The options of the command line. --quick makes `quick`, {name: value}, the defaults of other options."""
-    values = {name: value if isinstance(value, list) else [value] for name, value in quick.items()}
-    written = [f"--{name.replace('_', '-')} {' '.join(map(str, value))}" for name, value in values.items()]
-    parser.add_argument("--quick", action="store_true", help=f"a size that takes seconds: {' '.join(written)}")
-    if parser.parse_known_args(argv)[0].quick:
+def options(doc, defaults, quick, **positional):
+    """The command line: `defaults` has the options, {name: value, of which a list may be given several}; positional
+    {name: nargs}. --quick makes `quick`, {name: value}, the defaults.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, nargs in positional.items():
+        parser.add_argument(name, nargs=nargs)
+    for name, value in defaults.items():
+        several = isinstance(value, list)
+        kind = {"type": type(value[0] if several else value), "nargs": "+" if several else None}
+        kind = {"action": "store_true"} if value is False else kind
+        parser.add_argument(f"--{name.replace('_', '-')}", default=value, help=f"({value})", **kind)
+    parser.add_argument("--quick", action="store_true", help=f"a size that takes seconds: {quick}")
+    if parser.parse_known_args()[0].quick:
         parser.set_defaults(**quick)
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 def installed(*modules):
@@ -28,6 +39,12 @@ def installed(*modules):
     if missing:
         print(f"{' and '.join(missing)} not installed (pip install -r benchmarks/requirements.txt): our side alone")
     return not missing
+
+
+def demand(right, wrong):
+    """Ends the benchmark where it would time a wrong result."""
+    if not right:
+        sys.exit(f"{wrong}, so times say nothing")
 
 
 def seconds(function, *arguments):
@@ -45,9 +62,14 @@ def alternate(ways, turns):
     return given
 
 
-def times_as_fast(ours, theirs):
-    """The median over the turns of their time over ours: above 1, ours is faster."""
-    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+def compare(ways, turns):
+    """Times sides that take turns, ours the first: {name: function() -> its time}. Returns {name: median of its times},
+    and {other: median over the turns of its time over ours}: above 1, ours is faster.
+    """
+    times = alternate(ways, turns)
+    ours, *others = times
+    ratios = {name: statistics.median(b / a for a, b in zip(times[ours], times[name])) for name in others}
+    return {name: statistics.median(times[name]) for name in times}, ratios
 
 
 def row(*cells):
@@ -59,46 +81,49 @@ def header(*cells):
     return f"{row(*cells)}\n{row(*['---'] * len(cells))}"
 
 
+def columns(names):
+    """The heads of the columns of `cells`."""
+    others = [head for name in names[1:] for head in (name, "times as fast")]
+    return ["ours, tokens/s", *others, *(f"peak MB of {name}" for name in names)]
+
+
+def cells(tokens, times, ratios, ask):
+    """Of a row: speeds, ratios and memory of the sides, from `compare` and `sides`. tokens: what a time is for."""
+    speeds = {name: tokens / taken for name, taken in times.items()}
+    found = [[f"{speeds[name]:,.{0 if speeds[name] > 100 else 1}f}"] for name in times]
+    found[1:] = [[speed, f"{ratio:.2f}"] for (speed,), ratio in zip(found[1:], ratios.values())]
+    return sum(found, []) + [f"{side(PEAK_MEMORY)[0]:,.0f}" for side in ask.values()]
+
+
 @contextmanager
 def sides(side, names, *arguments):
     """Runs each side in a process of its own, so that neither's threads or memory settings touch the other's.
 
     side: (name, *arguments) -> context manager of a function answer(question), of a module's top level.
-    Yields {name: ask}: ask(question) is the side's answer, and ask(PEAK_MEMORY) its memory, see `peak_memory`.
+    Yields {name: ask}: ask(question) is the side's answer and the seconds it took; to PEAK_MEMORY, see `peak_memory`.
     """
-    context = multiprocessing.get_context("spawn")
-    asking, started = {}, []
 
-    def ask(name, pipe, question):
-        pipe.send(question)
+    def ask(name, process, question):
         try:
-            return pipe.recv()
-        except EOFError:  # the process has printed why
-            sys.exit(f"the side of {name} has failed")
+            return process.submit(_answer, question).result()
+        except Exception as error:
+            sys.exit(f"the side of {name} has failed: {error!r}")
 
-    try:
-        for name in names:
-            pipe, far_end = context.Pipe()
-            process = context.Process(target=_serve, args=(far_end, side, name, arguments), daemon=True)
-            process.start()
-            far_end.close()  # so that the pipe ends with the process
-            started.append((process, pipe))
-            asking[name] = lambda question, name=name, pipe=pipe: ask(name, pipe, question)
-        yield asking
-    finally:
-        for process, pipe in started:
-            pipe.close()
-            process.join()
+    with ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        start = lambda name: stack.enter_context(ProcessPoolExecutor(1, spawn, _begin, (side, name, *arguments)))
+        yield {name: partial(ask, name, start(name)) for name in names}
 
 
-def _serve(pipe, side, name, arguments):
-    with side(name, *arguments) as answer:
-        while True:
-            try:
-                question = pipe.recv()
-            except EOFError:
-                return
-            pipe.send(peak_memory() if question == PEAK_MEMORY else answer(question))
+def _begin(side, *arguments):
+    global _context, _own
+    _context = side(*arguments)  # which ends with the process
+    _own = _context.__enter__()
+
+
+def _answer(question):
+    began = time.perf_counter()
+    return peak_memory() if question == PEAK_MEMORY else _own(question), time.perf_counter() - began
 
 
 def peak_memory():

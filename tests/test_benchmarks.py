@@ -71,7 +71,7 @@ def test_every_benchmark_runs_at_its_small_size(name):
 
 
 def test_the_gpu_benchmark_says_that_there_is_no_gpu():
-    done = run("gpu_attention", "--quick")
+    done = run("attention", "--gpu", "--quick")
     assert done.returncode == 0 and done.stderr == "" and "no GPU" in done.stdout
 
 
@@ -131,7 +131,7 @@ def test_tokens_that_are_wrong_are_not_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "installed", lambda *names: False)
     module.tiny_checkpoint(tmp_path / "tiny")
     with pytest.raises(SystemExit, match="times say nothing"):
-        module.compare(tmp_path / "tiny", Namespace(prompt="What", tokens=3, turns=1))
+        module.measure(tmp_path / "tiny", Namespace(prompt="What", tokens=3, turns=1))
 
 
 # --- the kernels' benchmark, with the kernels on the CPU ---
@@ -139,18 +139,21 @@ def test_tokens_that_are_wrong_are_not_timed(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(xp is not np or not shutil.which("g++"), reason="needs NumPy's arrays and g++")
 def test_the_gpu_benchmark_computes_what_it_times(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "engine")
     from test_flash_cuda import launchers_on_the_cpu
 
-    module = script("gpu_attention")
+    module, kernels = script("attention"), launch.flash_attention
     monkeypatch.setattr(launch, "xp", np)
     monkeypatch.setattr(launch, "launchers", lambda half, dim: launchers_on_the_cpu(half, dim, tmp_path))
     monkeypatch.setattr(module, "HEADS", 2)
     module.check(np.float32, 32)
+    q, k, v, dy = module.random(np.float32, *[(1, 2, 40, 32)] * 4)
     for causal in False, True:
-        (ours, ours_both), (exact, exact_both) = module.sides(np.float32, 32, 40, causal, 1, peer=False).values()
-        for one, other in zip((ours()[0], *ours_both()), (exact()[0], *exact_both()), strict=True):
+        named = module.sides(kernels, q, k, v, dy, causal, textbook=True)
+        ours, exact = (module.passes(attend, dy) for attend in named.values())
+        for one, other in zip(ours, exact, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
-    module.compare(np.float32, 32, True, 40, Namespace(tokens=80, turns=2), False, lambda f: f() and 2e-5)
+    module.case(np.float32, 32, True, 40, Namespace(tokens=80, turns=2), False, lambda f: f() and 2e-5)
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
     assert [(cells[4], cells[7], cells[8]) for cells in rows] == [
         ("forward", "textbook", "1.00"),
@@ -179,17 +182,19 @@ def a_side(name):
 def test_the_memory_of_a_side_is_its_own():
     held = np.ones(300 * 2**17)  # by this process, when the sides begin
     with turns.sides(a_side, ["one", "other"]) as ask:
-        before = ask["one"](turns.PEAK_MEMORY)
-        assert ask["one"](200) == 200
-        assert 200 < ask["one"](turns.PEAK_MEMORY) and ask["one"](turns.PEAK_MEMORY) - before > 150
-        assert 5 < ask["other"](turns.PEAK_MEMORY) < 300
+        peak = lambda name: ask[name](turns.PEAK_MEMORY)[0]
+        before = peak("one")
+        answer, seconds = ask["one"](200)
+        assert answer == 200 and 0 < seconds < 60
+        assert 200 < peak("one") and peak("one") - before > 150
+        assert 5 < peak("other") < 300
     assert held.nbytes > 2**28
 
 
 def test_a_side_that_fails_ends_the_benchmark():
     with pytest.raises(SystemExit, match="other"):
         with turns.sides(a_side, ["one", "other"]) as ask:
-            assert ask["one"](1) == 1
+            assert ask["one"](1)[0] == 1
             ask["other"]("no number")
 
 
@@ -197,4 +202,34 @@ def test_sides_take_turns():
     order = []
     given = turns.alternate({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3)
     assert "".join(order) == "abbaab" and given == {"a": [1, 4, 5], "b": [2, 3, 6]}
-    assert turns.times_as_fast([1, 2, 4], [2, 2, 2]) == 1
+    taken = {"ours": iter([1, 2, 4]), "other": iter([2, 2, 2]), "third": iter([3, 3, 3])}
+    times, ratios = turns.compare({name: lambda side=side: next(side) for name, side in taken.items()}, 3)
+    assert times == {"ours": 2, "other": 2, "third": 3} and ratios == {"other": 1, "third": 1.5}
+
+
+def test_a_row_has_speeds_ratios_and_memory():
+    times, ratios = {"ours": 0.5, "one": 1.0, "two": 20.0}, {"one": 2.0, "two": 39.987}
+    ask = dict(zip(times, (lambda question, peak=peak: (peak, 0.1) for peak in (1e4, 20.4, 30.6))))
+    found = dict(zip(turns.columns(list(times)), turns.cells(1000, times, ratios, ask), strict=True))
+    assert list(found) == [
+        *("ours, tokens/s", "one", "times as fast", "two"),
+        *("peak MB of ours", "peak MB of one", "peak MB of two"),
+    ]
+    assert turns.cells(1000, times, ratios, ask) == [
+        *("2,000", "1,000", "2.00", "50.0", "39.99"),
+        *("10,000", "20", "31"),
+    ]
+
+
+def test_options_have_the_type_of_their_defaults_and_become_small(monkeypatch):
+    defaults, quick = {"sizes": [1, 2], "share": 0.5, "some_name": "x", "more": False}, {"sizes": [0], "share": 0.1}
+
+    def parsed(*words):
+        monkeypatch.setattr(sys, "argv", ["script", *words])
+        found = vars(turns.options("What.", defaults, quick, files="*"))
+        return {name: found[name] for name in [*defaults, "files"]}
+
+    assert parsed() == defaults | {"files": []}
+    assert parsed("--quick") == defaults | quick | {"files": []}
+    given = parsed("a", "b", "--sizes", "7", "8", "--share", "2", "--some-name", "y", "--more", "--quick")
+    assert given == {"sizes": [7, 8], "share": 2.0, "some_name": "y", "more": True, "files": ["a", "b"]}
