@@ -13,6 +13,7 @@ import os
 import sys
 import tracemalloc
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -166,16 +167,12 @@ def on_a_gpu(args):
         return print("Skipped: no CuPy, or no GPU on which flash.cu runs, so nothing is compared or timed.")
     print(xp.cuda.runtime.getDeviceProperties(0)["name"].decode(), "· CuPy", xp.__version__)
     peer = installed("torch")
-    for dtype in BOUNDS:
-        for dim in 32, 64, 128:
-            check(dtype, dim)
+    for dtype, dim in product(BOUNDS, (32, 64, 128)):
+        check(dtype, dim)
     columns = "dtype", "dim", "n", "causal", "pass", "ours, ms", "TFLOP/s", "the other side", "times as fast"
     print(f"\n{header(*columns)}")
-    for dtype in BOUNDS:
-        for dim in 64, 128:
-            for causal in False, True:
-                for n in args.longest // 16, args.longest // 4, args.longest:
-                    case(dtype, dim, causal, n, args, peer)
+    for each in product(BOUNDS, (64, 128), (False, True), (args.longest // 16, args.longest // 4, args.longest)):
+        case(*each, args, peer)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a command line, sides that take turns, in processes of their own or not, and table rows."""
+"""What the benchmarks share: a command line, sides that take turns, in processes of their own or not, rows of tables."""
 
 import argparse
 import importlib.util
@@ -89,10 +89,12 @@ def columns(names):
 
 def cells(tokens, times, ratios, ask):
     """Of a row: speeds, ratios and memory of the sides, from `compare` and `sides`. tokens: what a time is for."""
-    speeds = {name: tokens / taken for name, taken in times.items()}
-    found = [[f"{speeds[name]:,.{0 if speeds[name] > 100 else 1}f}"] for name in times]
-    found[1:] = [[speed, f"{ratio:.2f}"] for (speed,), ratio in zip(found[1:], ratios.values())]
-    return sum(found, []) + [f"{side(PEAK_MEMORY)[0]:,.0f}" for side in ask.values()]
+    found = []
+    for name, taken in times.items():
+        found.append(f"{tokens / taken:,.{0 if tokens > 100 * taken else 1}f}")
+        if name in ratios:
+            found.append(f"{ratios[name]:.2f}")
+    return found + [f"{side(PEAK_MEMORY)[0]:,.0f}" for side in ask.values()]
 
 
 @contextmanager
