@@ -1,4 +1,4 @@
-"""What the benchmarks share: a command line, sides that take turns, in processes of their own or not, rows of tables."""
+"""What the benchmarks share: a command line, sides that take turns, in processes of their own or not, and tables."""
 
 import argparse
 import importlib.util

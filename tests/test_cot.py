@@ -74,6 +74,21 @@ def test_the_steps_of_a_problem_are_right_and_lead_to_its_answer(kind, seed):
     assert len(cot.prompt(problem)) + len(cot.written(problem, "cot")) + 6 <= cot.CONFIG.max_position_embeddings
 
 
+def test_every_number_and_every_move_may_come_up():
+    drawn = [problem_of("addition", 2, seed).question[:-1].split("+") for seed in range(1000)]
+    assert {int(a) for a, _ in drawn} == {int(b) for _, b in drawn} == set(range(10, 100))
+    found = {(words, signs): after for (words, signs), after in cot.changes(10)}
+    assert found == {
+        **{(f"finds {k}", f"+{k}"): 10 + k for k in (1, 2, 3, 4, 5)},
+        **{(f"loses {k}", f"-{k}"): 10 - k for k in (1, 2, 3, 4, 5)},
+        ("doubles", "*2"): 20,
+        ("halves", "/2"): 5,
+    }
+    assert [after for _, after in cot.changes(0)] == [1, 2, 3, 4, 5, 0, 0]
+    assert max(after for _, after in cot.changes(17)) == 20 and "halves" not in str(cot.changes(17))
+    assert {move for move, _ in cot.swaps("CAB")} == {"AB", "BA", "AC", "CA", "BC", "CB"}
+
+
 def test_what_is_held_out_does_not_depend_on_the_process():
     code = "import cot; print([cot.held_out(cot.Problem('', [], str(i))) for i in range(40)])"
     run = lambda salt: (
@@ -148,6 +163,11 @@ def log_p(params, problem, ids):
 def small(monkeypatch):
     monkeypatch.setattr(cot, "CONFIG", SMALL)
     return model.init(SMALL, 0)
+
+
+def test_the_model_has_so_many_parameters():
+    layer = 4 * 64 * 64 + 3 * 64 * 192 + 2 * 64 + 2 * 32  # attention, SwiGLU, two norms, and those of query and key
+    assert sum(w.size for w in model.init(cot.CONFIG, 0).values()) == 257 * 64 + 3 * layer + 64
 
 
 @pytest.mark.parametrize("task", cot.TASKS)
