@@ -13,6 +13,7 @@ import os
 import sys
 import tracemalloc
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +24,8 @@ if "--gpu" not in sys.argv:
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import compare, demand, header, installed, options, row, seconds
 
-from attention import attention, flash_attention, look
+import masks
+from attention import attention, flash_attention
 from engine import flash_cuda, xp
 
 LONGEST = 16384
@@ -53,13 +55,12 @@ def pytorch(q, k, v, dy, causal):
 
 
 def sides(flash, q, k, v, dy, causal=True, peer=False, textbook=False):
-    """{name: attend}, attend() -> y and its backward pass."""
-    named = {"ours": lambda: flash(q, k, v, causal)}
+    """{name: attend}, attend() -> y and its backward pass. flash: ours, (q, k, v) -> y, backward."""
+    named = {"ours": lambda: flash(q, k, v)}
     if peer:
         named["PyTorch"] = pytorch(q, k, v, dy, causal)
     if textbook:
-        mask = look(q.shape[2], k.shape[2]) if causal else None
-        named["textbook"] = lambda: attention(q, k, v, mask)
+        named["textbook"] = lambda: attention(q, k, v, masks.causal if causal else None)
     return named
 
 
@@ -121,8 +122,8 @@ def largest_errors(dtype, dim):
     first_key = xp.asarray([7, 200], dtype=xp.int32)
     ours = passes(lambda: flash_cuda.flash_attention(q, k, v, True, 150, first_key), dy)
     exact_q, exact_k, exact_v, exact_dy = (x.astype(xp.float64) for x in (q, k, v, dy))
-    real = xp.arange(333) >= first_key[:, None]
-    exact = passes(lambda: flash_attention(exact_q, exact_k, exact_v, True, 150, padding=real), exact_dy)
+    seen = masks.causal & masks.window(150) & masks.padding(xp.arange(333) >= first_key[:, None])
+    exact = passes(lambda: flash_attention(exact_q, exact_k, exact_v, seen), exact_dy)
     return [float(abs(a - b).max() / abs(b).max()) for a, b in zip(ours, exact)]
 
 
@@ -148,7 +149,8 @@ def case(dtype, dim, causal, n, args, peer, measure=milliseconds):
     fits = (
         dtype == np.float32 and batch * n * n * HEADS * 4 < 5e9
     )  # bytes of a matrix of scores, of which there are some
-    named = sides(flash_cuda.flash_attention, q, k, v, dy, causal, peer and dtype == np.float16, fits)
+    flash = partial(flash_cuda.flash_attention, causal=causal)
+    named = sides(flash, q, k, v, dy, causal, peer and dtype == np.float16, fits)
     both = {name: lambda attend=attend: passes(attend, dy) for name, attend in named.items()}
     # two products forward, five backward, as the papers count; half of the scores if causal
     for name, functions, products in ("forward", named, 2), ("forward + backward", both, 7):
