@@ -111,7 +111,8 @@ def draw(tables, path):
         above.set(title=task, ylim=(-3, 103))
         below.plot(x, table["tokens_direct"], "o-", x, table["tokens_cot"], "o-", markersize=4)
         below.set(xlabel={"addition": "digits", "permutations": "swaps", "stories": "sentences"}[task], ylim=(0, None))
-        above.grid(alpha=0.3), below.grid(alpha=0.3)
+        for axis in above, below:
+            axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("right answers (%)")
     axes[1, 0].set_ylabel("tokens written")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
