@@ -31,9 +31,10 @@ import bpe
 import model
 import rlhf
 from engine import np, xp
+from engine.batches import as_rows, copied, evaluate, pieces
 from engine.threads import cores
-from optim import Optimizer, clip, warm_up_and_decay
-from policy import as_rows, copied, descend, evaluate, log_likelihoods, pieces, sample_answers
+from optim import Optimizer, clip, descend, warm_up_and_decay
+from rlhf import log_likelihoods, sample_answers
 
 # ------------------------------------------------------------------- a problem as text, with and without its steps
 

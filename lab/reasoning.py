@@ -14,9 +14,9 @@ import bpe
 import chat
 import cot
 import model
-import policy
 from cot import answer_in, sample
 from engine import cli
+from engine.progress import clock
 from engine.threads import cores, thread_pool
 from evals import proportion
 from train import keep_freed_memory
@@ -127,14 +127,14 @@ def save(folder, params):
 def learned(folder, task, way, seconds, seed):
     """A new model, trained for so long and saved. Answers at once are shorter, so that way more problems are seen."""
     params, name = model.init(cot.CONFIG, seed), f"{task}: both ways" if way == "cot" else None  # one bar for the two
-    cot.train(params, task, way, policy.clock(name, seconds), np.random.default_rng(seed))
+    cot.train(params, task, way, clock(name, seconds), np.random.default_rng(seed))
     save(os.path.join(folder, f"{task}-{way}"), params)
     return params
 
 
 def until_it_solves(share, params, task, difficulties, seconds, rng):
     """Yields how much of the time is over, until params, sampling, solve such a share of practice problems."""
-    for step, done in enumerate(policy.clock(f"{task}: a weak model", seconds)):
+    for step, done in enumerate(clock(f"{task}: a weak model", seconds)):
         if step % 10 == 9:
             problems = [cot.practice(task, int(rng.choice(difficulties)), rng) for _ in range(64)]
             if np.mean(accuracy(problems, sample(params, problems, "cot", 1.0, 1, rng))) >= share:
@@ -148,7 +148,7 @@ def improved(folder, seconds, seed, size, parallel_map=map):
     params = model.init(cot.CONFIG, seed)
     progress = until_it_solves(0.28, params, task, difficulties, 0.6 * seconds, rng)
     cot.train(params, task, "cot", progress, rng, largest=difficulties[-1])
-    progress = policy.clock(f"{task}: GRPO", 1.6 * seconds)
+    progress = clock(f"{task}: GRPO", 1.6 * seconds)
     tuned = cot.reinforce(params, task, difficulties, progress, rng, parallel_map=parallel_map)
     save(os.path.join(folder, "grpo"), tuned)
     problems = [problem for d in difficulties for problem in exam(task, d, math.ceil(size / len(difficulties)))]
@@ -172,9 +172,9 @@ def experiment(folder, minutes, seed):
             learn = lambda way: (way, learned(folder, task, way, share * seconds, seed))
             params = dict(pool.map(learn, ["direct", "cot"]))  # side by side
             rng = np.random.default_rng(seed)
-            progress = policy.clock(f"{task}: chains to judge", 0.15 * seconds)
+            progress = clock(f"{task}: chains to judge", 0.15 * seconds)
             marked = cot.marked_chains(params["cot"], task, progress, rng, parallel_map=pool.map)
-            progress = policy.clock(f"{task}: a verifier", 0.15 * seconds)
+            progress = clock(f"{task}: a verifier", 0.15 * seconds)
             verifier = cot.train_verifier(params["cot"], marked, progress, int(rng.integers(2**31)), pool.map)
             summary["tasks"][task] = table = measure(task, params, verifier, size, rng, pool.map)
             show(task, table)

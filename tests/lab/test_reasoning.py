@@ -150,8 +150,3 @@ def test_ctrl_c_is_heard_in_the_middle_of_a_phase(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130 and err == b""
-
-
-def test_a_progress_bar_is_drawn_on_a_terminal_only(capsys):
-    assert list(reasoning.policy.clock("learning", 0.3))[0] == 0
-    assert capsys.readouterr() == ("", "")

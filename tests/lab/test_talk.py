@@ -102,6 +102,4 @@ def test_the_table_names_the_six_and_their_sizes(capsys):
     talk.describe()
     out = capsys.readouterr().out
     for name, config in model.ARCHITECTURES.items():
-        assert any(
-            name in line and f"{talk.costs(config)['parameters']:,}" in line for line in out.splitlines()
-        )
+        assert any(name in line and f"{talk.costs(config)['parameters']:,}" in line for line in out.splitlines())
