@@ -16,12 +16,15 @@ is and gradients are a dict with the same keys.
 Shapes: tokens (batch, time), hidden states (batch, time, hidden_size), logits (batch, time, vocab_size).
 """
 
+from functools import cache as cache_results
+
 import masks
 import posenc
 from architectures import ARCHITECTURES, Config, shapes  # noqa: F401  part of this module's interface
 from attention import KVCache, Options, self_attention
 from checkpoint import load, save  # noqa: F401  part of this module's interface
 from engine import np, to_numpy, xp
+from engine.prompts import left_padded
 from engine.weights import added, by_layer, with_layer
 from latent import latent_attention
 from layers import embedding, linear, linear_cross_entropy, linear_log_likelihood, rms_norm, swiglu
@@ -30,32 +33,24 @@ from moe import mixture_of_experts
 # -------------------------------------------------------------------------------------- forward, backward
 
 
-def transformer(params, config, tokens, options=None):
-    """Everything but the head.
+def attend(x, weights, config, options):
+    """Grouped-query attention, or latent attention where the config has its sizes."""
+    heads = config.num_attention_heads
+    if config.kv_lora_rank is None:
+        return self_attention(x, weights, heads, config.num_key_value_heads, options, config.rms_norm_eps)
+    scale = config.attention_scale()
+    return latent_attention(x, weights, heads, config.v_head_dim, options, config.rope_interleave, scale)
 
-    tokens: (batch, time) integers. options: an attention.Options for each layer, as of `layer_options`; None: the plain
-    case, a causal text in each row.
-    Returns hidden (batch, time, hidden_size) and backward(dhidden) -> grads. With a cache nothing is kept for a
-    backward pass, which is None.
-    """
-    layers, table = by_layer(params), params["model.embed_tokens.weight"]
-    options, backwards = options or layer_options(config, tokens, table.dtype), []
-    x, embed_backward = embedding(tokens, table)
-    for i in range(config.num_hidden_layers):
-        x, block_backward = block(x, layers[i], config, options[i])
-        backwards.append(block_backward if options[i].cache is None else None)
-    hidden, norm_backward = rms_norm(x, params["model.norm.weight"], config.rms_norm_eps)
 
-    def backward(dhidden):
-        grads = {}
-        dx, grads["model.norm.weight"] = norm_backward(dhidden)
-        for i in reversed(range(config.num_hidden_layers)):
-            dx, dweights = backwards[i](dx)
-            grads |= with_layer(i, dweights)
-        grads["model.embed_tokens.weight"] = embed_backward(dx)
-        return grads
-
-    return hidden, backward if options[0].cache is None else None
+def feed_forward(x, weights, config, options):
+    """A mixture of experts, or one SwiGLU where the layer has no router."""
+    if "gate.weight" not in weights:
+        return swiglu(x, weights)
+    routing = {"n_group": config.n_group or 1, "topk_group": config.topk_group or 1}
+    scale = 1.0 if config.routed_scaling_factor is None else config.routed_scaling_factor
+    routing |= {"normalise": config.norm_topk_prob, "scale": scale}
+    around = options.real, options.observe, options.balance
+    return mixture_of_experts(x, weights, config.num_experts_per_tok, *around, **routing)
 
 
 def block(x, weights, config, options):
@@ -83,24 +78,32 @@ def block(x, weights, config, options):
     return middle + fed, backward
 
 
-def attend(x, weights, config, options):
-    """Grouped-query attention, or latent attention where the config has its sizes."""
-    heads = config.num_attention_heads
-    if config.kv_lora_rank is None:
-        return self_attention(x, weights, heads, config.num_key_value_heads, options, config.rms_norm_eps)
-    scale = config.attention_scale()
-    return latent_attention(x, weights, heads, config.v_head_dim, options, config.rope_interleave, scale)
+def transformer(params, config, tokens, options=None):
+    """Everything but the head.
 
+    tokens: (batch, time) integers. options: an attention.Options for each layer, as of `layer_options` below; None: the
+    plain case, a causal text in each row.
+    Returns hidden (batch, time, hidden_size) and backward(dhidden) -> grads. With a cache nothing is kept for a
+    backward pass, which is None.
+    """
+    layers, table = by_layer(params), params["model.embed_tokens.weight"]
+    options, backwards = options or layer_options(config, tokens, table.dtype), []
+    x, embed_backward = embedding(tokens, table)
+    for i in range(config.num_hidden_layers):
+        x, block_backward = block(x, layers[i], config, options[i])
+        backwards.append(block_backward if options[i].cache is None else None)
+    hidden, norm_backward = rms_norm(x, params["model.norm.weight"], config.rms_norm_eps)
 
-def feed_forward(x, weights, config, options):
-    """A mixture of experts, or one SwiGLU where the layer has no router."""
-    if "gate.weight" not in weights:
-        return swiglu(x, weights)
-    routing = {"n_group": config.n_group or 1, "topk_group": config.topk_group or 1}
-    scale = 1.0 if config.routed_scaling_factor is None else config.routed_scaling_factor
-    routing |= {"normalise": config.norm_topk_prob, "scale": scale}
-    around = options.real, options.observe, options.balance
-    return mixture_of_experts(x, weights, config.num_experts_per_tok, *around, **routing)
+    def backward(dhidden):
+        grads = {}
+        dx, grads["model.norm.weight"] = norm_backward(dhidden)
+        for i in reversed(range(config.num_hidden_layers)):
+            dx, dweights = backwards[i](dx)
+            grads |= with_layer(i, dweights)
+        grads["model.embed_tokens.weight"] = embed_backward(dx)
+        return grads
+
+    return hidden, backward if options[0].cache is None else None
 
 
 def layer_options(config, tokens, dtype, start=0, cache=None, padding=None, documents=None, observe=None, balance=0.0):
@@ -121,21 +124,21 @@ def layer_options(config, tokens, dtype, start=0, cache=None, padding=None, docu
         config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
     )
     rope = posenc.rope_tables(positions, frequencies, factor, dtype)
-    seen = [masks.causal] if config.causal else []
-    seen += [] if documents is None else [masks.same_document(documents)]
+    text = None if documents is None else masks.same_document(documents)
     observe = {} if observe is None and balance else observe
-    same, options = {}, []  # layers with the same mask share it, and the plan of its tiles
+
+    @cache_results
+    def mask(window, pattern, keys):  # layers with the same mask share it, and the plan of its tiles
+        real_keys = None if padding is None else masks.padding(padding[:, -keys:])
+        parts = masks.causal if config.causal else None, text, window and masks.window(window), pattern, real_keys
+        return masks.both([part for part in parts if part is not None])
+
+    options = []
     for i in range(config.num_hidden_layers + (0 if cache else config.num_nextn_predict_layers or 0)):
-        window, pattern = config.window(i), config.pattern(i)
-        own_cache = None if cache is None else cache[i]
-        if (window, pattern) not in same:
-            parts = seen + ([] if window is None else [masks.window(window)]) + ([] if pattern is None else [pattern])
-            if padding is not None:
-                parts.append(masks.padding(padding if cache is None else padding[:, -own_cache.kept() - time :]))
-            same[window, pattern] = masks.both(parts)
+        own_cache = cache[i] if cache else None
+        own_mask = mask(config.window(i), config.pattern(i), (own_cache.kept() if cache else 0) + time)
         observed = None if observe is None else observe.setdefault(i, {})
-        turned = rope if config.uses_rope(i) else None
-        options.append(Options(same[window, pattern], turned, own_cache, observed, real, balance))
+        options.append(Options(own_mask, rope if config.uses_rope(i) else None, own_cache, observed, real, balance))
     return options
 
 
@@ -164,16 +167,21 @@ def init(config, seed=0, dtype=np.float32):
     return {name: xp.asarray(value) for name, value in params.items()}
 
 
-def forward(params, config, tokens):
-    """tokens (batch, time) -> logits (batch, time, vocab_size), and backward(dlogits) -> grads."""
+def under_head(params, config, tokens, head):
+    """head(hidden, weight) -> (y, its backward), on the hidden states. Returns y and backward(dy) -> grads."""
     hidden, body_backward = transformer(params, config, tokens)
-    logits, head_backward = linear(hidden, params[head_name(config)])
+    y, head_backward = head(hidden, params[head_name(config)])
 
-    def backward(dlogits):
-        dhidden, dhead = head_backward(dlogits)
+    def backward(dy):
+        dhidden, dhead = head_backward(dy)
         return added(params, body_backward(dhidden), {head_name(config): dhead})
 
-    return logits, backward
+    return y, backward
+
+
+def forward(params, config, tokens):
+    """tokens (batch, time) -> logits (batch, time, vocab_size), and backward(dlogits) -> grads."""
+    return under_head(params, config, tokens, linear)
 
 
 def log_likelihood(params, config, tokens, targets):
@@ -182,14 +190,7 @@ def log_likelihood(params, config, tokens, targets):
     tokens, targets: (batch, time) integers, a target of -100 is ignored.
     Returns log_p (batch, time) in nats, 0 where ignored, and backward(dlog_p) -> grads.
     """
-    hidden, body_backward = transformer(params, config, tokens)
-    log_p, head_backward = linear_log_likelihood(hidden, params[head_name(config)], targets)
-
-    def backward(dlog_p):
-        dhidden, dhead = head_backward(dlog_p)
-        return added(params, body_backward(dhidden), {head_name(config): dhead})
-
-    return log_p, backward
+    return under_head(params, config, tokens, lambda hidden, head: linear_log_likelihood(hidden, head, targets))
 
 
 def loss(params, config, tokens, targets, terms=(), count=None, documents=None, observe=None, balance=0.0):
@@ -272,39 +273,22 @@ def generate_batch(
     the vocabulary, where the longest prompt and its answer do not fit into the context window, or for prompts of
     different lengths with sparse attention.
     """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    longest, window = int(lengths.max(initial=0)), config.max_position_embeddings
-    if lengths.min(initial=1) < 1 or not len(prompts):
-        raise ValueError("a prompt needs at least one token")
-    if longest + max_new_tokens > window:
-        raise ValueError(
-            f"a prompt of {longest} tokens and an answer of {max_new_tokens} "
-            f"do not fit into the context window of {window}"
-        )
     if not config.causal:
         raise ValueError("this model was trained to fill gaps and cannot continue a text")
-    tokens = np.zeros((len(prompts), longest), np.int64)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[longest - len(prompt) :] = prompt  # filled up on the left, so that all rows end together
-    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
-        raise ValueError(f"a prompt has a token id outside the vocabulary of {config.vocab_size}")
-    if any(map(config.pattern, range(config.num_hidden_layers))) and lengths.min() < longest:
+    tokens, padding = left_padded(prompts, config.vocab_size, max_new_tokens, config.max_position_embeddings)
+    if any(map(config.pattern, range(config.num_hidden_layers))) and not padding.all():
         raise ValueError("sparse attention counts blocks from the first token, so all prompts must be of one length")
-    if stop is None:
-        stop = config.eos_token_id
-    stop = [] if stop is None else np.atleast_1d(stop)
-    rng = rng or np.random.default_rng(0)
+    stop = config.eos_token_id if stop is None else stop
+    stop, rng = [] if stop is None else np.atleast_1d(stop), rng or np.random.default_rng(0)
 
-    def steps(tokens):
-        dtype = params[head_name(config)].dtype
-        padding = np.arange(longest) >= longest - lengths[:, None]  # (batch, longest)
-        ended = np.zeros(len(prompts), bool)
+    def steps(tokens, padding):
+        head, ended = params[head_name(config)], np.zeros(len(prompts), bool)
         cache = [KVCache(config.window(i)) for i in range(config.num_hidden_layers)]
         for _ in range(max_new_tokens):
             seen = None if padding.all() else xp.asarray(padding)
-            options = layer_options(config, tokens, dtype, cache[0].length, cache, seen)
+            options = layer_options(config, tokens, head.dtype, cache[0].length, cache, seen)
             hidden, _ = transformer(params, config, xp.asarray(tokens), options)
-            logits, _ = linear(hidden[:, -1], params[head_name(config)])
+            logits, _ = linear(hidden[:, -1], head)
             drawn = sample(logits, temperature, top_k, top_p, rng)
             yield np.where(ended, -1, drawn)
             ended |= np.isin(drawn, stop)
@@ -313,7 +297,7 @@ def generate_batch(
             tokens = drawn[:, None]
             padding = np.pad(padding, ((0, 0), (0, 1)), constant_values=True)
 
-    return steps(tokens)
+    return steps(tokens, padding)
 
 
 def generate(params, config, prompt_ids, max_new_tokens, **options):
