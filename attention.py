@@ -21,11 +21,14 @@ the queries are the last of the sequence.
 """
 
 from dataclasses import dataclass
+from functools import cache as cache_results
 
+import masks
 from engine import flash, xp
 from layers import project, rms_norm, softmax
 from masks import Mask, causal
 from posenc import rope as rotate
+from posenc import rope_frequencies, rope_tables
 
 
 def attention(q, k, v, mask=None, scale=None):
@@ -234,6 +237,40 @@ def self_attention(x, weights, heads, kv_heads, options=None, eps=1e-6):
         return dx, q_weights | k_weights | v_weights | o_weights
 
     return y, backward
+
+
+def layer_options(config, tokens, dtype, start=0, cache=None, padding=None, documents=None, observe=None, balance=0.0):
+    """What each layer needs besides its weights, an attention.Options for each, and one for that of mtp.py.
+
+    start: the position of the first token. cache: a KVCache for each layer, or None. padding: (batch, earlier and new
+    tokens) booleans, False where a row is left-padded. documents: (batch, time) integers, the number of the text that a
+    token belongs to, from 1 on, where a row holds several that must not see each other, and 0 for the padding behind
+    them. observe: a dict, or None, in which observe[layer] becomes what the layer observed: "max_logits" of its heads,
+    the "load" of its experts and their "balance", the load-balancing loss. balance: the weight of that loss.
+    """
+    time, real = tokens.shape[1], None if documents is None else documents > 0
+    positions = xp.arange(start, start + time)
+    if padding is not None:  # a row's first real token is at position 0
+        real = padding[:, start:]
+        positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
+    stretching = config.rope_theta, config.rope_scaling, config.max_position_embeddings
+    rope = rope_tables(positions, *rope_frequencies(config.head_dim, *stretching), dtype)
+    text = None if documents is None else masks.same_document(documents)
+    observe = {} if observe is None and balance else observe
+
+    @cache_results
+    def mask(window, pattern, keys):  # layers with the same mask share it, and the plan of its tiles
+        real_keys = None if padding is None else masks.padding(padding[:, -keys:])
+        parts = causal if config.causal else None, text, window and masks.window(window), pattern, real_keys
+        return masks.both([part for part in parts if part is not None])
+
+    options = []
+    for i in range(config.num_hidden_layers + (0 if cache else config.num_nextn_predict_layers or 0)):
+        own_cache = cache[i] if cache else None
+        own_mask = mask(config.window(i), config.pattern(i), (own_cache.kept() if cache else 0) + time)
+        observed = None if observe is None else observe.setdefault(i, {})
+        options.append(Options(own_mask, rope if config.uses_rope(i) else None, own_cache, observed, real, balance))
+    return options
 
 
 if __name__ == "__main__":

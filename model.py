@@ -16,12 +16,8 @@ is and gradients are a dict with the same keys.
 Shapes: tokens (batch, time), hidden states (batch, time, hidden_size), logits (batch, time, vocab_size).
 """
 
-from functools import cache as cache_results
-
-import masks
-import posenc
 from architectures import ARCHITECTURES, Config, shapes  # noqa: F401  part of this module's interface
-from attention import KVCache, Options, self_attention
+from attention import KVCache, layer_options, self_attention
 from checkpoint import load, save  # noqa: F401  part of this module's interface
 from engine import np, to_numpy, xp
 from engine.prompts import left_padded
@@ -81,7 +77,7 @@ def block(x, weights, config, options):
 def transformer(params, config, tokens, options=None):
     """Everything but the head.
 
-    tokens: (batch, time) integers. options: an attention.Options for each layer, as of `layer_options` below; None: the
+    tokens: (batch, time) integers. options: for each layer, as of attention.layer_options; None: the
     plain case, a causal text in each row.
     Returns hidden (batch, time, hidden_size) and backward(dhidden) -> grads. With a cache nothing is kept for a
     backward pass, which is None.
@@ -104,42 +100,6 @@ def transformer(params, config, tokens, options=None):
         return grads
 
     return hidden, backward if options[0].cache is None else None
-
-
-def layer_options(config, tokens, dtype, start=0, cache=None, padding=None, documents=None, observe=None, balance=0.0):
-    """What each layer needs besides its weights, an attention.Options for each, and one for that of mtp.py.
-
-    start: the position of the first token. cache: a KVCache for each layer, or None. padding: (batch, earlier and new
-    tokens) booleans, False where a row is left-padded. documents: (batch, time) integers, the number of the text that a
-    token belongs to, from 1 on, where a row holds several that must not see each other, and 0 for the padding behind
-    them. observe: a dict, or None, in which observe[layer] becomes what the layer observed: "max_logits" of its heads,
-    the "load" of its experts and their "balance", the load-balancing loss. balance: the weight of that loss.
-    """
-    time, real = tokens.shape[1], None if documents is None else documents > 0
-    positions = xp.arange(start, start + time)
-    if padding is not None:  # a row's first real token is at position 0
-        real = padding[:, start:]
-        positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
-    frequencies, factor = posenc.rope_frequencies(
-        config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
-    )
-    rope = posenc.rope_tables(positions, frequencies, factor, dtype)
-    text = None if documents is None else masks.same_document(documents)
-    observe = {} if observe is None and balance else observe
-
-    @cache_results
-    def mask(window, pattern, keys):  # layers with the same mask share it, and the plan of its tiles
-        real_keys = None if padding is None else masks.padding(padding[:, -keys:])
-        parts = masks.causal if config.causal else None, text, window and masks.window(window), pattern, real_keys
-        return masks.both([part for part in parts if part is not None])
-
-    options = []
-    for i in range(config.num_hidden_layers + (0 if cache else config.num_nextn_predict_layers or 0)):
-        own_cache = cache[i] if cache else None
-        own_mask = mask(config.window(i), config.pattern(i), (own_cache.kept() if cache else 0) + time)
-        observed = None if observe is None else observe.setdefault(i, {})
-        options.append(Options(own_mask, rope if config.uses_rope(i) else None, own_cache, observed, real, balance))
-    return options
 
 
 # ------------------------------------------------------------------------------------- what a model is asked
@@ -199,7 +159,7 @@ def loss(params, config, tokens, targets, terms=(), count=None, documents=None, 
     tokens, targets: (batch, time) integers, a target of -100 is ignored. terms: functions term(params, config, tokens,
     targets, hidden) -> (value, backward() -> (dhidden, grads)), such as mtp.term's. count: of the targets that the mean
     is over, where these rows are a part of a batch, so that losses and gradients of its parts add up; None: those here.
-    documents, observe, balance: as of `layer_options`; observe["losses"] is set to the values of the terms.
+    documents, observe, balance: as of attention.layer_options; observe["losses"] is set to the values of the terms.
     Returns the loss, a float, and backward(dloss=1) -> grads.
     """
     options = layer_options(

@@ -16,10 +16,11 @@ for the second time, as in the published code.
 Shapes: tokens and targets (batch, time), h (batch, time, hidden_size); the token after the next has time - 1 places.
 """
 
+from attention import layer_options
 from engine import xp
 from engine.weights import by_layer, summed, with_layer
 from layers import embedding, linear, linear_cross_entropy, rms_norm
-from model import balance_loss, block, head_name, layer_options
+from model import balance_loss, block, head_name
 
 
 def term(weight, count=None, documents=None, observe=None, balance=0.0):
