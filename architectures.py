@@ -199,58 +199,48 @@ def shapes(config):
     return table
 
 
-def _attention_shapes(config):
-    hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
+def _linear(projections, bias=False):
+    """{name: (out, in)} of linear layers as the shapes of their weights, and biases where there are some."""
     table = {}
-
-    def projection(name, out, into, bias=bias):
-        table[f"{name}.weight"] = (out, into)
-        if bias:
-            table[f"{name}.bias"] = (out,)
-
-    if config.kv_lora_rank is None:
-        projection("q_proj", heads * config.head_dim, hidden)
-        projection("k_proj", config.num_key_value_heads * config.head_dim, hidden)
-        projection("v_proj", config.num_key_value_heads * config.head_dim, hidden)
-        projection("o_proj", hidden, heads * config.head_dim)
-        if config.has_qk_norm():
-            table |= {f"{name}_norm.weight": (config.head_dim,) for name in "qk"}
-        return table
-    q_dim, rank = config.qk_nope_head_dim + config.qk_rope_head_dim, config.kv_lora_rank
-    if config.q_lora_rank is None:
-        projection("q_proj", heads * q_dim, hidden, False)
-    else:
-        projection("q_a_proj", config.q_lora_rank, hidden)
-        table["q_a_layernorm.weight"] = (config.q_lora_rank,)
-        projection("q_b_proj", heads * q_dim, config.q_lora_rank, False)
-    projection("kv_a_proj_with_mqa", rank + config.qk_rope_head_dim, hidden)
-    table["kv_a_layernorm.weight"] = (rank,)
-    projection("kv_b_proj", heads * (config.qk_nope_head_dim + config.v_head_dim), rank, False)
-    projection("o_proj", hidden, heads * config.v_head_dim)
+    for name, (out, into) in projections.items():
+        table |= {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
     return table
 
 
-def _mlp_shapes(config, layer):
-    hidden, inside, bias = config.hidden_size, config.moe_intermediate_size, config.mlp_bias
+def _attention_shapes(config):
+    hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
+    if config.kv_lora_rank is None:
+        q, kv = heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        projections = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
+        norms = {f"{name}_norm.weight": (config.head_dim,) for name in "qk" if config.has_qk_norm()}
+        return _linear(projections, bias) | norms
+    q, rank = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim), config.kv_lora_rank
+    kv, low = heads * (config.qk_nope_head_dim + config.v_head_dim), config.q_lora_rank
+    if low is None:
+        table = _linear({"q_proj": (q, hidden)})
+    else:
+        table = _linear({"q_a_proj": (low, hidden)}, bias) | {"q_a_layernorm.weight": (low,)}
+        table |= _linear({"q_b_proj": (q, low)})
+    table |= _linear({"kv_a_proj_with_mqa": (rank + config.qk_rope_head_dim, hidden)}, bias)
+    table |= {"kv_a_layernorm.weight": (rank,)} | _linear({"kv_b_proj": (kv, rank)})
+    return table | _linear({"o_proj": (hidden, heads * config.v_head_dim)}, bias)
 
-    def swiglu(prefix, size, bias=False):
-        table = {}
-        for name, out, into in ("gate", size, hidden), ("up", size, hidden), ("down", hidden, size):
-            table[f"{prefix}{name}_proj.weight"] = (out, into)
-            if bias:
-                table[f"{prefix}{name}_proj.bias"] = (out,)
-        return table
+
+def _mlp_shapes(config, layer):
+    hidden, inside = config.hidden_size, config.moe_intermediate_size
+
+    def swiglu(size, prefix="", bias=False):
+        out = {"gate": (size, hidden), "up": (size, hidden), "down": (hidden, size)}
+        return _linear({f"{prefix}{name}_proj": shape for name, shape in out.items()}, bias)
 
     if not config.has_experts(layer):
-        return swiglu("", config.intermediate_size, bias and config.model_type in ("llama", "smollm3"))
+        return swiglu(config.intermediate_size, bias=config.mlp_bias and config.model_type in ("llama", "smollm3"))
     table = {"gate.weight": (config.experts, hidden)}
     if config.model_type == "deepseek_v3":
         table["gate.e_score_correction_bias"] = (config.experts,)
     for i in range(config.experts):
-        table |= swiglu(f"experts.{i}.", inside)
-    if config.n_shared_experts:
-        table |= swiglu("shared_experts.", inside * config.n_shared_experts)
-    return table
+        table |= swiglu(inside, f"experts.{i}.")
+    return table | (swiglu(inside * config.shared, "shared_experts.") if config.shared else {})
 
 
 def costs(config, context=4096):
