@@ -165,17 +165,15 @@ OTHERS = {  # what no single number says
 }
 
 
-def read_numbers(table):
-    """{architecture: Config} of a table like the one above."""
-    (names, *rows), said = (line.split() for line in table.strip().splitlines()), {"yes": True, "no": False, "-": None}
+def read_table(table):
+    """{column: {row: value}} of a table like the one above; "-" is left out."""
+    (names, *rows), said = (line.split() for line in table.strip().splitlines()), {"yes": True, "no": False}
     value = lambda x: said[x] if x in said else int(x) if x.isdigit() else float(x) if x[0].isdigit() else x
-    columns = zip(*([value(x) for x in row[1:]] for row in rows))
-    fields = [dict(zip((row[0] for row in rows), column)) for column in columns]
-    return {name: Config(**numbers, **OTHERS.get(name, {})) for name, numbers in zip(names, fields)}
+    columns = {name: [(row[0], row[i]) for row in rows] for i, name in enumerate(names, 1)}
+    return {name: {field: value(x) for field, x in cells if x != "-"} for name, cells in columns.items()}
 
 
-ARCHITECTURES = read_numbers(NUMBERS)
-
+ARCHITECTURES = {name: Config(**fields, **OTHERS.get(name, {})) for name, fields in read_table(NUMBERS).items()}
 
 # --------------------------------------------------------------------------------------- weights and their cost
 

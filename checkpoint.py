@@ -22,7 +22,7 @@ import os
 import re
 from contextlib import suppress
 
-from architectures import SPARSE, Config, shapes
+from architectures import SPARSE, Config, read_table, shapes
 from engine import np, to_numpy, xp
 from engine.files import read_object, replace, shown, write_text
 from engine.published import check_config, checked, is_block_fp8, refuse_what_is_not_here
@@ -132,7 +132,7 @@ def config_from_json(published):
     kind = ALIASES.get(kind, kind)
     if kind not in FAMILIES:
         raise ValueError(f"model_type {shown(kind)} is not one of {', '.join([*FAMILIES, *ALIASES])}")
-    _, defaults, newer_names = FAMILIES[kind]
+    defaults, newer_names = UNSAID[kind], FAMILIES[kind][1]
     published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
     if not published.get("use_sliding_window", True):
         published["sliding_window"] = None
@@ -197,81 +197,53 @@ def config_to_json(config):
     return published
 
 
-# model_type: its class in transformers; what a field that config.json leaves out means there; and what newer files
-# call a field
+# of each model_type, what a field means that config.json leaves out
+DEFAULTS = """
+                         llama  qwen3  smollm3  qwen3_moe  deepseek_v3
+max_position_embeddings  2048   32768  32768    32768      4096
+num_key_value_heads      -      32     4        4          -
+head_dim                 -      128    -        -          -
+rope_theta               -      -      2e6      -          -
+use_sliding_window       -      no     no       no         -
+sliding_window           -      4096   -        4096       -
+tie_word_embeddings      -      -      yes      -          -
+bos_token_id             1      -      128000   -          0
+eos_token_id             2      -      128001   -          1
+num_experts              -      -      -        128        -
+n_routed_experts         -      -      -        -          256
+num_experts_per_tok      -      -      -        8          8
+moe_intermediate_size    -      -      -        768        2048
+n_shared_experts         -      -      -        -          1
+norm_topk_prob           -      -      -        no         yes
+routed_scaling_factor    -      -      -        -          2.5
+n_group                  -      -      -        -          8
+topk_group               -      -      -        -          4
+first_k_dense_replace    -      -      -        -          3
+decoder_sparse_step      -      -      -        1          -
+q_lora_rank              -      -      -        -          1536
+kv_lora_rank             -      -      -        -          512
+qk_nope_head_dim         -      -      -        -          128
+qk_rope_head_dim         -      -      -        -          64
+v_head_dim               -      -      -        -          128
+rope_interleave          -      -      -        -          yes
+"""
+NO_NUMBERS = {"smollm3": {"no_rope_layers": None}, "qwen3_moe": {"mlp_only_layers": None}}
+# its class in transformers, and what newer files call a field
 FAMILIES = {
-    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}, {}),
-    "qwen3": (
-        "Qwen3ForCausalLM",
-        {
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 32,
-            "head_dim": 128,
-            "use_sliding_window": False,
-            "sliding_window": 4096,
-        },
-        {},
-    ),
-    "smollm3": (
-        "SmolLM3ForCausalLM",
-        {
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 4,
-            "rope_theta": 2e6,
-            "no_rope_layers": None,
-            "tie_word_embeddings": True,
-            "use_sliding_window": False,
-            "bos_token_id": 128000,
-            "eos_token_id": 128001,
-        },
-        {},
-    ),
-    "qwen3_moe": (
-        "Qwen3MoeForCausalLM",
-        {
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 4,
-            "num_experts": 128,
-            "num_experts_per_tok": 8,
-            "moe_intermediate_size": 768,
-            "norm_topk_prob": False,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": None,
-            "use_sliding_window": False,
-            "sliding_window": 4096,
-        },
-        {"num_local_experts": "num_experts"},
-    ),
+    "llama": ("LlamaForCausalLM", {}),
+    "qwen3": ("Qwen3ForCausalLM", {}),
+    "smollm3": ("SmolLM3ForCausalLM", {}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_local_experts": "num_experts"}),
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",
-        {
-            "max_position_embeddings": 4096,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "n_routed_experts": 256,
-            "num_experts_per_tok": 8,
-            "moe_intermediate_size": 2048,
-            "n_shared_experts": 1,
-            "norm_topk_prob": True,
-            "routed_scaling_factor": 2.5,
-            "n_group": 8,
-            "topk_group": 4,
-            "first_k_dense_replace": 3,
-            "q_lora_rank": 1536,
-            "kv_lora_rank": 512,
-            "qk_nope_head_dim": 128,
-            "qk_rope_head_dim": 64,
-            "v_head_dim": 128,
-            "rope_interleave": True,
-        },
         {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     ),
 }
 ALIASES = {"kimi_k2": "deepseek_v3"}  # Kimi K2 is DeepSeek V3 with other numbers, and transformers knows it as such
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-OWN = set().union(*(defaults for _, defaults, _ in FAMILIES.values())) & {  # what a family does not have, if not here
-    name for name, field in FIELDS.items() if field.default is None
-} - {"sliding_window", "bos_token_id", "eos_token_id"}
+UNSAID = {kind: fields | NO_NUMBERS.get(kind, {}) for kind, fields in read_table(DEFAULTS).items()}
+OWN = {name for fields in UNSAID.values() for name in fields if name in FIELDS and FIELDS[name].default is None}
+OWN -= {"sliding_window", "bos_token_id", "eos_token_id"}  # what a family does not have, if it is not there
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
 REQUIRED += ["max_position_embeddings"]
 
