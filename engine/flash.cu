@@ -1,26 +1,29 @@
-// Transformers actuales: variantes de atención. flash_attention of attention.py on a GPU, under the same names.
+// Transformers actuales: variantes de atención. Flash attention on a GPU, after FlashAttention-2 (Dao 2023) and in the
+// paper's names; attention.flash_attention_by_hand is the same for one head.
 //
-// A block of threads keeps a tile of ROWS rows in shared memory while tiles of COLS rows pass by. What belongs to a
-// pair of them, scores, p and dscores, is born and dies in the registers of the block's threads:
+// A block of threads keeps a tile of ROWS rows in shared memory while tiles of COLS rows pass by. What belongs to a pair
+// of rows, S, P and dS, is born and dies in the registers of the block's threads:
 //
-//     forward      queries stay, keys and values pass:  y = softmax(q kᵀ · scale) v
-//     backward_q   queries stay, keys and values pass:  dq = Σ dscores k
-//     backward_kv  keys and values stay, queries pass:  dv = Σ pᵀ dy,  dk = Σ dscoresᵀ q
+//     forward      Q_i stays, K_j and V_j pass:          O_i = softmax(Q_i Kᵀ · scale) V
+//     backward_q   Q_i and dO_i stay, K_j and V_j pass:  dQ_i = Σ_j dS K_j
+//     backward_kv  K_j and V_j stay, Q_i and dO_i pass:  dV_j = Σ_i Pᵀ dO_i,  dK_j = Σ_i dSᵀ Q_i
 //
-// Each backward kernel computes p again, so that every sum has one owner: no atomics, and the same bits every time.
+// Each backward kernel computes P again, so that every sum has one owner: no atomics, with which the paper sums dQ up,
+// and the same bits every time.
+//
+// A mask is a plan, made by flash_cuda.py: which tiles pass by a tile that stays, those in which some pair is seen, and a
+// bit for each pair where some are not. What lies behind the end of a passing array is not seen.
 //
 // The kernels are written once, over two products of tiles, a bᵀ and p b. These exist twice: in float32 on the
 // ordinary cores, and, compiled with HALF, in float16 on the tensor cores with sums in float32. In both, a row of a
-// product belongs to LANES neighbouring lanes of one warp, each of which holds 1/LANES of its columns, and a thread so
-// holds a part of R rows, `float x[R][C]`: in the float32 forward pass, with tiles of 128 by 32, LANES is 8, R 8, C 4.
-// The softmax along a row takes a few shuffles and no other warp. Loops over x have constant bounds: the compiler
-// unrolls them, and x lies in registers.
-//
-// After FlashAttention-2 (Dao 2023), which sums dq up with atomics where here it has a kernel of its own.
+// product belongs to LANES neighbouring lanes of one warp, and a thread holds C columns of R rows, `float x[R][C]`: in the
+// float32 forward pass, with tiles of 128 by 32, LANES is 8, R 8, C 4; of the W columns of O_i likewise. The softmax
+// along a row takes a few shuffles and no other warp. Loops over x have constant bounds: the compiler unrolls them, and x
+// lies in registers.
 //
 // Compile-time: DIM, the size of a head (32, 64 or 128), and HALF or not. Nothing is included, so NVRTC needs no path.
-// Arrays are contiguous: q, y, dy, dq (batch, heads, queries, DIM), k, v, dk, dv (batch, kv_heads, keys, DIM) and
-// log_sum, along (batch, heads, queries), which are float32 always; log_sum is to base 2 here.
+// Arrays are contiguous: Q, O, dO, dQ (batch, heads, queries, DIM), K, V, dK, dV (batch, kv_heads, keys, DIM), L and D
+// (batch, heads, queries), which are float32 always.
 
 #ifdef HALF
 typedef unsigned short Number;                        // the bits of a float16
@@ -31,32 +34,233 @@ constexpr int LANES = 8, SCORE_RUN = 1, OUT_RUN = 4;  // outputs are read and wr
 #endif
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 
-struct alignas(16) Quad {  // the most that one instruction moves between memory and a thread's registers
-    float at[4];
-};
-extern __shared__ Quad shared[];
-
 // 16 bytes between the rows of a tile shift the rows against the banks, so that eight read at once meet no bank twice.
 constexpr int STRIDE = DIM + 16 / sizeof(Number);
 
-// Scores are in units of log 2, as exp2f is one instruction. An unseen one gives exp2f(UNSEEN - m) = 0 for every m, as
+// Floats of shared memory before the tiles: in float32, what multiply_add needs
+template <int ROWS, int COLS>
+constexpr int SCRATCH = LANES == 4 ? 0 : ROWS * (COLS + 8);
+
+// S and L are in units of log 2, as exp2f is one instruction. An unseen pair gives exp2f(UNSEEN - m) = 0 for every m, as
 // m starts at LOWEST; no infinity is ever subtracted from another.
 constexpr float LOG2_E = 1.44269504f, UNSEEN = -3e38f, LOWEST = -1e38f;
+
+struct alignas(16) Quad { float at[4]; };  // the most that one instruction moves between memory and registers
+extern __shared__ Quad shared[];
+
+// A tile that passes, and the number of its table of bits, or -1 where every pair is seen
+struct alignas(8) Tile { int number, bits; };
+
+// --- what the kernels are made of; how it is done stands behind them ---
+
+__device__ int lane();
+template <int ROWS> __device__ int row_of(int r);       // which row of a tile is row r of this thread
+template <int RUN> __device__ int column_of(int c);     // which column is its column c
+__device__ float row_sum(float x);                      // of the lanes that share a row
+__device__ float row_max(float x);
+__device__ float to_float(Number x);
+
+// Starts to load rows first, first + 1, … of an array of `total` rows, zeros behind its end; of two arrays, a and b.
+template <int ROWS> __device__ void load_tile(Number* tile, const Number* from, int first, int total);
+template <int ROWS> __device__ void load_pair(Number* tiles, const Number* a, const Number* b, int first, int total);
+template <int BYTES> __device__ void copy_async(void* to, const void* from, bool present);
+__device__ void wait_for_copies();                      // this thread's; a __syncthreads() after it, for everybody's
+
+// s += a bᵀ for tiles a (ROWS, DIM) and b (COLS, DIM)
+template <int ROWS, int R, int C>
+__device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b);
+
+// o += p b for p (ROWS, COLS), in the threads' registers, and a tile b (COLS, DIM)
+template <int ROWS, int R, int C, int W>
+__device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b);
+
+// s · scale, in units of log 2, and UNSEEN where the tile's bits say so
+template <int ROWS, int R, int C>
+__device__ void scale_and_mask(float (&s)[R][C], float scale, const unsigned* bits, Tile tile);
+
+// Writes x · scale, a (ROWS, DIM) tile in the threads' registers, to the rows from `first` on of an array of `total` rows.
+template <int ROWS, int R, int W>
+__device__ void store_tile(Number* to, const float (&x)[R][W], float scale, int first, int total);
+
+// --- the kernels: a block for each tile that stays (x), head (y) and row of the batch (z) ---
+//
+// Tile x of row z of the batch meets tiles[n] for n from starts[plan * gridDim.x + x] up to the next start. There is a
+// plan for each row of the batch, or one for all: plan = z % plans.
+//
+// The 2 of the launch bounds allows 255 registers: left alone, the compiler goes for three blocks at once, and spills.
+
+template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
+    forward(const Number* Q, const Number* K, const Number* V, const int* starts, const Tile* tiles,
+            const unsigned* bits, int plans, int group, int queries, int keys, float scale, Number* O, float* L) {
+    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, W = DIM / LANES;
+    const long long head = blockIdx.z * gridDim.y + blockIdx.y;  // counted through the batch
+    Q += head * queries * DIM, O += head * queries * DIM, L += head * queries;
+    K += head / group * keys * DIM, V += head / group * keys * DIM;
+
+    const int i = gridDim.x - 1 - blockIdx.x;  // the last first: under a causal mask they take longest
+    starts += blockIdx.z % plans * gridDim.x + i;
+    const int first = starts[0], end = starts[1];
+
+    Number* Q_i = (Number*)((float*)shared + SCRATCH<ROWS, COLS>);
+    Number* passing = Q_i + ROWS * STRIDE;  // K_j and V_j twice: the tiles at work and those on their way
+    constexpr int PASSING = 2 * COLS * STRIDE;
+    load_tile<ROWS>(Q_i, Q, i * ROWS, queries);
+    if (first < end) load_pair<COLS>(passing, K, V, tiles[first].number * COLS, keys);
+
+    float m[R], l[R] = {}, O_i[R][W] = {};
+    for (int r = 0; r < R; r++) m[r] = LOWEST;
+    for (int n = first, turn = 0; n < end; n++, turn ^= 1) {
+        wait_for_copies();
+        __syncthreads();  // this tile has come, and everybody is done with the last, whose place the next one takes
+        if (n + 1 < end) load_pair<COLS>(passing + (turn ^ 1) * PASSING, K, V, tiles[n + 1].number * COLS, keys);
+        const Number *K_j = passing + turn * PASSING, *V_j = K_j + COLS * STRIDE;
+
+        float P[R][C] = {};
+        multiply_transposed<ROWS>(P, Q_i, K_j);
+        scale_and_mask<ROWS>(P, scale, bits, tiles[n]);
+        for (int r = 0; r < R; r++) {
+            float larger = m[r];
+            for (int c = 0; c < C; c++) larger = fmaxf(larger, P[r][c]);
+            larger = row_max(larger);
+            const float shrink = exp2f(m[r] - larger);
+            l[r] *= shrink;  // of this lane's columns; the lanes are summed up at the end
+            for (int w = 0; w < W; w++) O_i[r][w] *= shrink;
+            for (int c = 0; c < C; c++) {
+                P[r][c] = exp2f(P[r][c] - larger);
+                l[r] += P[r][c];
+            }
+            m[r] = larger;
+        }
+        multiply_add<ROWS>(O_i, P, V_j);
+    }
+
+    for (int r = 0; r < R; r++) {
+        l[r] = row_sum(l[r]);
+        if (l[r] == 0) l[r] = 1;  // a query that sees no key keeps O = 0
+        for (int w = 0; w < W; w++) O_i[r][w] /= l[r];
+        const int row = i * ROWS + row_of<ROWS>(r);
+        if (row < queries && lane() % LANES == 0) L[row] = m[r] + log2f(l[r]);
+    }
+    store_tile<ROWS>(O, O_i, 1, i * ROWS, queries);
+}
+
+template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
+    backward_q(const Number* Q, const Number* K, const Number* V, const int* starts, const Tile* tiles,
+               const unsigned* bits, int plans, int group, int queries, int keys, float scale, const Number* O,
+               const Number* dO, const float* L, float* D, Number* dQ) {
+    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, W = DIM / LANES;
+    const long long head = blockIdx.z * gridDim.y + blockIdx.y;
+    Q += head * queries * DIM, O += head * queries * DIM, dO += head * queries * DIM, dQ += head * queries * DIM;
+    K += head / group * keys * DIM, V += head / group * keys * DIM, L += head * queries, D += head * queries;
+
+    const int i = gridDim.x - 1 - blockIdx.x;
+    starts += blockIdx.z % plans * gridDim.x + i;
+    const int first = starts[0], end = starts[1];
+
+    Number* Q_i = (Number*)((float*)shared + SCRATCH<ROWS, COLS>);
+    Number *dO_i = Q_i + ROWS * STRIDE, *passing = dO_i + ROWS * STRIDE;
+    constexpr int PASSING = 2 * COLS * STRIDE;
+    load_pair<ROWS>(Q_i, Q, dO, i * ROWS, queries);
+    if (first < end) load_pair<COLS>(passing, K, V, tiles[first].number * COLS, keys);
+
+    // the softmax's Σ_j P_j dP_j, with dP = dO Vᵀ, is dO · (Σ_j P_j V_j) = dO · O
+    float L_i[R], D_i[R], dQ_i[R][W] = {};
+    for (int r = 0; r < R; r++) {
+        const int row = i * ROWS + row_of<ROWS>(r), at = min(row, queries - 1);
+        float part = 0;
+        for (int d = lane() % LANES; d < DIM; d += LANES)
+            part += to_float(dO[at * DIM + d]) * to_float(O[at * DIM + d]);
+        D_i[r] = row_sum(part);
+        L_i[r] = L[at];
+        if (row < queries && lane() % LANES == 0) D[row] = D_i[r];
+    }
+
+    for (int n = first, turn = 0; n < end; n++, turn ^= 1) {
+        wait_for_copies();
+        __syncthreads();
+        if (n + 1 < end) load_pair<COLS>(passing + (turn ^ 1) * PASSING, K, V, tiles[n + 1].number * COLS, keys);
+        const Number *K_j = passing + turn * PASSING, *V_j = K_j + COLS * STRIDE;
+
+        float P[R][C] = {}, dS[R][C] = {};
+        multiply_transposed<ROWS>(P, Q_i, K_j);
+        scale_and_mask<ROWS>(P, scale, bits, tiles[n]);
+        multiply_transposed<ROWS>(dS, dO_i, V_j);
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++) {
+                P[r][c] = exp2f(P[r][c] - L_i[r]);
+                dS[r][c] = P[r][c] * (dS[r][c] - D_i[r]);
+            }
+        multiply_add<ROWS>(dQ_i, dS, K_j);
+    }
+    store_tile<ROWS>(dQ, dQ_i, scale, i * ROWS, queries);
+}
+
+// Runs after backward_q, which has written D. A tile of S is (keys, queries), as in flash.py.
+template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
+    backward_kv(const Number* Q, const Number* K, const Number* V, const int* starts, const Tile* tiles,
+                const unsigned* bits, int plans, int group, int queries, int keys, float scale, const Number* dO,
+                const float* L, const float* D, Number* dK, Number* dV) {
+    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, W = DIM / LANES;
+    const long long kv_head = blockIdx.z * gridDim.y + blockIdx.y, head = kv_head * group;  // the first that it serves
+    Q += head * queries * DIM, dO += head * queries * DIM, L += head * queries, D += head * queries;
+    K += kv_head * keys * DIM, V += kv_head * keys * DIM, dK += kv_head * keys * DIM, dV += kv_head * keys * DIM;
+
+    const int j = blockIdx.x;
+    starts += blockIdx.z % plans * gridDim.x + j;
+    tiles += starts[0];
+    const int count = starts[1] - starts[0], turns = group * count;  // one head after another
+
+    Number* K_j = (Number*)((float*)shared + SCRATCH<ROWS, COLS>);
+    Number *V_j = K_j + ROWS * STRIDE, *passing = V_j + ROWS * STRIDE;
+    constexpr int PASSING = 2 * COLS * STRIDE + 2 * COLS * 4 / sizeof(Number);  // Q_i, dO_i, L_i and D_i
+    auto load = [&](int turn) {
+        const int i = tiles[turn % count].number;
+        const long long start = turn / count * (long long)queries;
+        Number* tile = passing + turn % 2 * PASSING;
+        load_pair<COLS>(tile, Q + start * DIM, dO + start * DIM, i * COLS, queries);
+        for (int n = threadIdx.x; n < 2 * COLS; n += THREADS) {
+            const int row = i * COLS + n % COLS;
+            const float* from = (n < COLS ? L : D) + start + (row < queries ? row : 0);
+            copy_async<4>((float*)(tile + 2 * COLS * STRIDE) + n, from, row < queries);
+        }
+    };
+    load_pair<ROWS>(K_j, K, V, j * ROWS, keys);
+    if (turns > 0) load(0);
+
+    float dK_j[R][W] = {}, dV_j[R][W] = {};
+    for (int turn = 0; turn < turns; turn++) {
+        wait_for_copies();
+        __syncthreads();
+        if (turn + 1 < turns) load(turn + 1);
+        const Number *Q_i = passing + turn % 2 * PASSING, *dO_i = Q_i + COLS * STRIDE;
+        const float *L_i = (const float*)(dO_i + COLS * STRIDE), *D_i = L_i + COLS;
+
+        float P[R][C] = {}, dS[R][C] = {};
+        multiply_transposed<ROWS>(P, K_j, Q_i);
+        scale_and_mask<ROWS>(P, scale, bits, tiles[turn % count]);
+        for (int c = 0; c < C; c++)
+            for (int r = 0; r < R; r++) P[r][c] = exp2f(P[r][c] - L_i[column_of<SCORE_RUN>(c)]);
+        multiply_add<ROWS>(dV_j, P, dO_i);
+        multiply_transposed<ROWS>(dS, V_j, dO_i);
+        for (int c = 0; c < C; c++)
+            for (int r = 0; r < R; r++) dS[r][c] = P[r][c] * (dS[r][c] - D_i[column_of<SCORE_RUN>(c)]);
+        multiply_add<ROWS>(dK_j, dS, Q_i);
+    }
+    store_tile<ROWS>(dK, dK_j, scale, j * ROWS, keys);
+    store_tile<ROWS>(dV, dV_j, 1, j * ROWS, keys);
+}
 
 // --- which element is whose ---
 
 __device__ int lane() { return threadIdx.x % 32; }
 
-// The row, in a tile of ROWS rows, of row i of this thread's grid
-template <int ROWS>
-__device__ int row_of(int i) {
-    return threadIdx.x / 32 * (ROWS / WARPS) + 32 / LANES * i + lane() / LANES;
+template <int ROWS> __device__ int row_of(int r) {
+    return threadIdx.x / 32 * (ROWS / WARPS) + 32 / LANES * r + lane() / LANES;
 }
 
-// The column of column j of this thread's grid: RUN neighbours are its own, the next RUN the next lane's
-template <int RUN>
-__device__ int column_of(int j) {
-    return (j / RUN * LANES + lane() % LANES) * RUN + j % RUN;
+// RUN neighbouring columns are a lane's own, the next RUN the next lane's.
+template <int RUN> __device__ int column_of(int c) {
+    return (c / RUN * LANES + lane() % LANES) * RUN + c % RUN;
 }
 
 __device__ float row_sum(float x) {
@@ -69,18 +273,50 @@ __device__ float row_max(float x) {
     return x;
 }
 
-// --- instructions that have no name in C; tests/cuda_on_cpu.h says in C++ what they do ---
+// --- the mask ---
+
+// A row of bits is COLS of them, from the lowest bit of a word on, and 32 / LANES of a thread's columns lie in one word.
+template <int ROWS, int R, int C>
+__device__ void scale_and_mask(float (&s)[R][C], float scale, const unsigned* bits, Tile tile) {
+    constexpr int PER_WORD = 32 / LANES, WORDS = (C + PER_WORD - 1) / PER_WORD;
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) s[r][c] *= scale * LOG2_E;
+    if (tile.bits < 0) return;
+    bits += (long long)tile.bits * ROWS * WORDS;
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) {
+            const unsigned word = bits[row_of<ROWS>(r) * WORDS + c / PER_WORD];
+            if (!(word >> column_of<SCORE_RUN>(c) % 32 & 1)) s[r][c] = UNSEEN;
+        }
+}
+
+// --- tiles ---
+
+// A thread's rows lie a constant apart, which costs no arithmetic.
+template <int ROWS> __device__ void load_tile(Number* tile, const Number* from, int first, int total) {
+    constexpr int PART = 16 / sizeof(Number), PARTS = DIM / PART;
+    const int start = threadIdx.x / PARTS, column = threadIdx.x % PARTS * PART;
+    tile += start * STRIDE + column;
+    from += (first + start) * DIM + column;
+    for (int row = 0; row < ROWS; row += THREADS / PARTS)
+        copy_async<16>(tile + row * STRIDE, from + row * DIM, first + start + row < total);
+}
+
+template <int ROWS> __device__ void load_pair(Number* tiles, const Number* a, const Number* b, int first, int total) {
+    load_tile<ROWS>(tiles, a, first, total);
+    load_tile<ROWS>(tiles + ROWS * STRIDE, b, first, total);
+}
+
+// --- instructions that have no name in C; tests/engine/cuda_on_cpu.h says in C++ what they do ---
 
 #ifndef ON_CPU
 // Starts to copy BYTES from global to shared memory, past the registers. If not present: zeros, and nothing is read.
-template <int BYTES>
-__device__ void copy_async(void* to, const void* from, bool present) {
+template <int BYTES> __device__ void copy_async(void* to, const void* from, bool present) {
     const unsigned target = __cvta_generic_to_shared(to);
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
                  :: "r"(target), "l"(from), "n"(BYTES), "r"(present ? BYTES : 0) : "memory");
 }
 
-// Waits for this thread's copies; a __syncthreads() after it, for everybody's.
 __device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ float to_float(float x) { return x; }
@@ -100,8 +336,7 @@ __device__ unsigned pack(float first, float second) {
 
 // Loads four 8 × 8 matrices of float16, to whose 32 rows the 32 lanes point. A lane receives two neighbours of each: in
 // row lane / 4, columns 2 (lane % 4) and the next one, of the matrix or of its transpose.
-template <bool TRANSPOSE>
-__device__ void load_matrices(unsigned (&x)[4], const void* row) {
+template <bool TRANSPOSE> __device__ void load_matrices(unsigned (&x)[4], const void* row) {
     const unsigned from = __cvta_generic_to_shared(row);
     if (TRANSPOSE)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -121,38 +356,18 @@ __device__ void mma(float* upper, float* lower, const unsigned (&a)[4], unsigned
 }
 #endif
 
-// --- tiles ---
-
-// Starts to load rows first, first + 1, … of an array of `total` rows; those past its end become zeros. A thread's rows
-// lie a constant apart, which costs no arithmetic.
-template <int ROWS>
-__device__ void load_tile(Number* tile, const Number* from, int first, int total) {
-    constexpr int PART = 16 / sizeof(Number), PARTS = DIM / PART;
-    const int start = threadIdx.x / PARTS, column = threadIdx.x % PARTS * PART;
-    tile += start * STRIDE + column;
-    from += (first + start) * DIM + column;
-    for (int row = 0; row < ROWS; row += THREADS / PARTS)
-        copy_async<16>(tile + row * STRIDE, from + row * DIM, first + start + row < total);
-}
-
-template <int ROWS>
-__device__ void load_pair(Number* tiles, const Number* a, const Number* b, int first, int total) {
-    load_tile<ROWS>(tiles, a, first, total);
-    load_tile<ROWS>(tiles + ROWS * STRIDE, b, first, total);
-}
-
-// Writes x, a (ROWS, DIM) tile in the threads' registers, to the rows from `first` on of an array of `total` rows.
-template <int ROWS, int R, int D>
-__device__ void store_tile(Number* to, const float (&x)[R][D], int first, int total) {
-    for (int i = 0; i < R; i++) {
-        const int row = first + row_of<ROWS>(i);
+template <int ROWS, int R, int W>
+__device__ void store_tile(Number* to, const float (&x)[R][W], float scale, int first, int total) {
+    for (int r = 0; r < R; r++) {
+        const int row = first + row_of<ROWS>(r);
         if (row >= total) continue;
-        for (int j = 0; j < D; j += OUT_RUN) {
-            Number* at = to + row * DIM + column_of<OUT_RUN>(j);
+        for (int w = 0; w < W; w += OUT_RUN) {
+            Number* at = to + row * DIM + column_of<OUT_RUN>(w);
+            const float* y = &x[r][w];
 #ifdef HALF
-            *(unsigned*)at = pack(x[i][j], x[i][j + 1]);
+            *(unsigned*)at = pack(y[0] * scale, y[1] * scale);
 #else
-            *(Quad*)at = {x[i][j], x[i][j + 1], x[i][j + 2], x[i][j + 3]};
+            *(Quad*)at = {y[0] * scale, y[1] * scale, y[2] * scale, y[3] * scale};
 #endif
         }
     }
@@ -161,12 +376,10 @@ __device__ void store_tile(Number* to, const float (&x)[R][D], int first, int to
 #ifdef HALF
 
 // A 16 × 16 part of a tile, its quarters in the order of mma's a: the left ones, upper and lower, then the right ones
-template <bool TRANSPOSE>
-__device__ void load_part(unsigned (&x)[4], const Number* corner) {
+template <bool TRANSPOSE> __device__ void load_part(unsigned (&x)[4], const Number* corner) {
     load_matrices<TRANSPOSE>(x, corner + lane() % 16 * STRIDE + lane() / 16 * 8);
 }
 
-// s += a bᵀ for tiles a (ROWS, DIM) and b (COLS, DIM)
 template <int ROWS, int R, int C>
 __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b) {
     a += threadIdx.x / 32 * (ROWS / WARPS) * STRIDE;
@@ -183,15 +396,14 @@ __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Num
     }
 }
 
-// o += p b for p (ROWS, COLS), in the threads' registers, and a tile b (COLS, DIM). A result of mma, rounded to
-// float16, lies as its operand a must: p need not leave its thread.
-template <int ROWS, int R, int C, int D>
-__device__ void multiply_add(float (&o)[R][D], const float (&p)[R][C], const Number* b) {
+// A result of mma, rounded to float16, lies as its operand a must: p need not leave its thread.
+template <int ROWS, int R, int C, int W>
+__device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b) {
     for (int c = 0; c < C; c += 4) {
         unsigned left[R / 2][4], right[4];
         for (int i = 0; i < R; i++)
             for (int n = 0; n < 2; n++) left[i / 2][i % 2 + 2 * n] = pack(p[i][c + 2 * n], p[i][c + 2 * n + 1]);
-        for (int j = 0; j < D; j += 4) {
+        for (int j = 0; j < W; j += 4) {
             load_part<true>(right, b + 4 * c * STRIDE + 4 * j);
             for (int i = 0; i < R; i += 2) {
                 mma(&o[i][j], &o[i + 1][j], left[i / 2], right[0], right[1]);
@@ -201,12 +413,9 @@ __device__ void multiply_add(float (&o)[R][D], const float (&p)[R][C], const Num
     }
 }
 
-template <int ROWS, int COLS>
-constexpr int SCRATCH = 0;
-
 #else
 
-// s += a bᵀ for tiles a (ROWS, DIM) and b (COLS, DIM). In each step of 4 in d, R + C quads that a thread reads serve 4 R C multiplications.
+// In each step of 4 in d, R + C quads that a thread reads serve 4 R C multiplications.
 template <int ROWS, int R, int C>
 __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b) {
     a += row_of<ROWS>(0) * STRIDE;
@@ -223,11 +432,11 @@ __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Num
     }
 }
 
-// o += p b for p (ROWS, COLS), in the threads' registers, and a tile b (COLS, DIM). A thread needs its rows of p whole:
-// each lane writes its share to shared memory and reads rows back, and as only its own warp is involved, __syncwarp is
-// enough. 8 floats more per row put the 4 rows that a warp writes at once into different banks.
-template <int ROWS, int R, int C, int D>
-__device__ void multiply_add(float (&o)[R][D], const float (&p)[R][C], const Number* b) {
+// A thread needs its rows of p whole: each lane writes its share to shared memory and reads rows back, and as only its own
+// warp is involved, __syncwarp is enough. 8 floats more per row put the 4 rows that a warp writes at once into different
+// banks.
+template <int ROWS, int R, int C, int W>
+__device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b) {
     constexpr int COLS = C * LANES, NEXT_ROW = 32 / LANES * (COLS + 8);
     float* left = (float*)shared + row_of<ROWS>(0) * (COLS + 8);
     b += column_of<OUT_RUN>(0);
@@ -239,7 +448,7 @@ __device__ void multiply_add(float (&o)[R][D], const float (&p)[R][C], const Num
         Quad rows[R];
         for (int i = 0; i < R; i++) rows[i] = *(const Quad*)(left + i * NEXT_ROW + c);
         for (int n = 0; n < 4; n++)
-            for (int j = 0; j < D; j += 4) {
+            for (int j = 0; j < W; j += 4) {
                 const Quad right = *(const Quad*)(b + (c + n) * STRIDE + j * LANES);
                 for (int i = 0; i < R; i++)
                     for (int x = 0; x < 4; x++) o[i][j + x] += rows[i].at[n] * right.at[x];
@@ -248,210 +457,4 @@ __device__ void multiply_add(float (&o)[R][D], const float (&p)[R][C], const Num
     __syncwarp();
 }
 
-template <int ROWS, int COLS>
-constexpr int SCRATCH = ROWS * (COLS + 8);  // floats before the tiles, through which p goes
-
 #endif
-
-// --- the mask ---
-
-// A query sees the keys less than `window` places before it and less than `ahead` places after it: none, if that is 1.
-// Queries are counted along the keys, whose last they are; the first `first_key` keys are padding.
-struct Mask {
-    int first_key, keys, window, ahead;
-
-    __device__ bool sees(int query, int key) const {
-        return first_key <= key && key < keys && query < keys && query - key < window && key - query < ahead;
-    }
-};
-
-// Scores of the tile of queries from `query` on and keys from `key` on: scaled, and UNSEEN where they are not seen
-template <int ROWS, int COLS, bool KEYS_STAY, int R, int C>
-__device__ void scale_and_mask(float (&s)[R][C], float scale, const Mask& mask, int query, int key) {
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < C; j++) s[i][j] *= scale * LOG2_E;
-    // what is seen is a band along the diagonal: where the two corners off the diagonal are seen, all of the tile is
-    const int last_query = query + (KEYS_STAY ? COLS : ROWS) - 1, last_key = key + (KEYS_STAY ? ROWS : COLS) - 1;
-    if (mask.sees(last_query, key) && mask.sees(query, last_key)) return;
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < C; j++) {
-            const int row = row_of<ROWS>(i), column = column_of<SCORE_RUN>(j);
-            if (!mask.sees(query + (KEYS_STAY ? column : row), key + (KEYS_STAY ? row : column))) s[i][j] = UNSEEN;
-        }
-}
-
-// --- the kernels: a block for each tile that stays (x), head (y) and row of the batch (z) ---
-
-// The 2 of the launch bounds allows 255 registers: left alone, the compiler goes for three blocks at once, and spills.
-template <int ROWS, int COLS>
-__global__ void __launch_bounds__(THREADS, 2)
-    forward(const Number* q, const Number* k, const Number* v, const int* first_key, int group, int queries, int keys,
-            int window, int ahead, float scale, Number* y, float* log_sum) {
-    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, D = DIM / LANES;
-    const long long head = blockIdx.z * gridDim.y + blockIdx.y;  // counted through the batch
-    q += head * queries * DIM, y += head * queries * DIM, log_sum += head * queries;
-    k += head / group * keys * DIM, v += head / group * keys * DIM;
-
-    const Mask mask = {first_key ? first_key[blockIdx.z] : 0, keys, window, ahead};
-    const int rows = (gridDim.x - 1 - blockIdx.x) * ROWS;  // the last first: under a causal mask they take longest
-    const int query = keys - queries + rows;
-    const int first = max(mask.first_key, query - window + 1), last = min(keys, query + ROWS - 1 + ahead);
-
-    Number* q_tile = (Number*)((float*)shared + SCRATCH<ROWS, COLS>);
-    Number* passing = q_tile + ROWS * STRIDE;  // k and v twice: the tiles at work and those on their way
-    constexpr int PASSING = 2 * COLS * STRIDE;
-    load_tile<ROWS>(q_tile, q, rows, queries);
-    if (first < last) load_pair<COLS>(passing, k, v, first, keys);
-
-    float m[R], l[R] = {}, o[R][D] = {};
-    for (int i = 0; i < R; i++) m[i] = LOWEST;
-    for (int cols = first, turn = 0; cols < last; cols += COLS, turn ^= 1) {
-        wait_for_copies();
-        __syncthreads();  // this tile has come, and everybody is done with the last, whose place the next one takes
-        if (cols + COLS < last) load_pair<COLS>(passing + (turn ^ 1) * PASSING, k, v, cols + COLS, keys);
-        const Number *k_tile = passing + turn * PASSING, *v_tile = k_tile + COLS * STRIDE;
-
-        float p[R][C] = {};
-        multiply_transposed<ROWS>(p, q_tile, k_tile);
-        scale_and_mask<ROWS, COLS, false>(p, scale, mask, query, cols);
-        for (int i = 0; i < R; i++) {
-            float larger = m[i];
-            for (int j = 0; j < C; j++) larger = fmaxf(larger, p[i][j]);
-            larger = row_max(larger);
-            const float shrink = exp2f(m[i] - larger);
-            l[i] *= shrink;  // of this lane's columns; the lanes are summed up at the end
-            for (int j = 0; j < D; j++) o[i][j] *= shrink;
-            for (int j = 0; j < C; j++) {
-                p[i][j] = exp2f(p[i][j] - larger);
-                l[i] += p[i][j];
-            }
-            m[i] = larger;
-        }
-        multiply_add<ROWS>(o, p, v_tile);
-    }
-
-    for (int i = 0; i < R; i++) {
-        l[i] = row_sum(l[i]);
-        if (l[i] == 0) l[i] = 1;  // a query that sees no key keeps o = 0
-        for (int j = 0; j < D; j++) o[i][j] /= l[i];
-        const int row = rows + row_of<ROWS>(i);
-        if (row < queries && lane() % LANES == 0) log_sum[row] = m[i] + log2f(l[i]);
-    }
-    store_tile<ROWS>(y, o, rows, queries);
-}
-
-template <int ROWS, int COLS>
-__global__ void __launch_bounds__(THREADS, 2)
-    backward_q(const Number* q, const Number* k, const Number* v, const int* first_key, int group, int queries,
-               int keys, int window, int ahead, float scale, const Number* y, const Number* dy, const float* log_sum,
-               float* along, Number* dq) {
-    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, D = DIM / LANES;
-    const long long head = blockIdx.z * gridDim.y + blockIdx.y;
-    q += head * queries * DIM, y += head * queries * DIM, dy += head * queries * DIM, dq += head * queries * DIM;
-    k += head / group * keys * DIM, v += head / group * keys * DIM, log_sum += head * queries, along += head * queries;
-
-    const Mask mask = {first_key ? first_key[blockIdx.z] : 0, keys, window, ahead};
-    const int rows = (gridDim.x - 1 - blockIdx.x) * ROWS;
-    const int query = keys - queries + rows;
-    const int first = max(mask.first_key, query - window + 1), last = min(keys, query + ROWS - 1 + ahead);
-
-    Number* q_tile = (Number*)((float*)shared + SCRATCH<ROWS, COLS>);
-    Number *dy_tile = q_tile + ROWS * STRIDE, *passing = dy_tile + ROWS * STRIDE;
-    constexpr int PASSING = 2 * COLS * STRIDE;
-    load_pair<ROWS>(q_tile, q, dy, rows, queries);
-    if (first < last) load_pair<COLS>(passing, k, v, first, keys);
-
-    // the softmax's Σ_j dp_j p_j, with dp = dy vᵀ, is dy · (Σ_j p_j v_j) = dy · y
-    float row_along[R], row_log_sum[R], dq_tile[R][D] = {};
-    for (int i = 0; i < R; i++) {
-        const int row = rows + row_of<ROWS>(i), at = min(row, queries - 1);
-        float part = 0;
-        for (int d = lane() % LANES; d < DIM; d += LANES)
-            part += to_float(dy[at * DIM + d]) * to_float(y[at * DIM + d]);
-        row_along[i] = row_sum(part);
-        row_log_sum[i] = log_sum[at];
-        if (row < queries && lane() % LANES == 0) along[row] = row_along[i];
-    }
-
-    for (int cols = first, turn = 0; cols < last; cols += COLS, turn ^= 1) {
-        wait_for_copies();
-        __syncthreads();
-        if (cols + COLS < last) load_pair<COLS>(passing + (turn ^ 1) * PASSING, k, v, cols + COLS, keys);
-        const Number *k_tile = passing + turn * PASSING, *v_tile = k_tile + COLS * STRIDE;
-
-        float p[R][C] = {}, dscores[R][C] = {};
-        multiply_transposed<ROWS>(p, q_tile, k_tile);
-        scale_and_mask<ROWS, COLS, false>(p, scale, mask, query, cols);
-        multiply_transposed<ROWS>(dscores, dy_tile, v_tile);
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < C; j++) {
-                p[i][j] = exp2f(p[i][j] - row_log_sum[i]);
-                dscores[i][j] = p[i][j] * (dscores[i][j] - row_along[i]);
-            }
-        multiply_add<ROWS>(dq_tile, dscores, k_tile);
-    }
-
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < D; j++) dq_tile[i][j] *= scale;
-    store_tile<ROWS>(dq, dq_tile, rows, queries);
-}
-
-// Runs after backward_q, which has written `along`. A tile of scores is (keys, queries), as in attention.py.
-template <int ROWS, int COLS>
-__global__ void __launch_bounds__(THREADS, 2)
-    backward_kv(const Number* q, const Number* k, const Number* v, const int* first_key, int group, int queries,
-                int keys, int window, int ahead, float scale, const Number* dy, const float* log_sum,
-                const float* along, Number* dk, Number* dv) {
-    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, D = DIM / LANES;
-    const long long kv_head = blockIdx.z * gridDim.y + blockIdx.y, head = kv_head * group;  // the first that it serves
-    q += head * queries * DIM, dy += head * queries * DIM, log_sum += head * queries, along += head * queries;
-    k += kv_head * keys * DIM, v += kv_head * keys * DIM, dk += kv_head * keys * DIM, dv += kv_head * keys * DIM;
-
-    const Mask mask = {first_key ? first_key[blockIdx.z] : 0, keys, window, ahead};
-    const int cols = blockIdx.x * ROWS, offset = keys - queries;
-    const int first = max(0, cols - ahead + 1 - offset);
-    const int last = cols + ROWS <= mask.first_key ? 0 : min(queries, cols + ROWS - 1 + window - offset);
-    const int tiles = max(0, last - first + COLS - 1) / COLS, turns = group * tiles;  // one head after another
-
-    Number* k_tile = (Number*)((float*)shared + SCRATCH<ROWS, COLS>);
-    Number *v_tile = k_tile + ROWS * STRIDE, *passing = v_tile + ROWS * STRIDE;
-    constexpr int PASSING = 2 * COLS * STRIDE + 2 * COLS * 4 / sizeof(Number);  // q, dy, their log_sum and along
-    auto load = [&](int turn) {
-        const int rows = first + turn % tiles * COLS;
-        const long long head_start = turn / tiles * (long long)queries;
-        Number* tile = passing + turn % 2 * PASSING;
-        load_pair<COLS>(tile, q + head_start * DIM, dy + head_start * DIM, rows, queries);
-        for (int i = threadIdx.x; i < 2 * COLS; i += THREADS) {
-            const int row = rows + i % COLS;
-            const float* from = (i < COLS ? log_sum : along) + head_start + (row < queries ? row : 0);
-            copy_async<4>((float*)(tile + 2 * COLS * STRIDE) + i, from, row < queries);
-        }
-    };
-    load_pair<ROWS>(k_tile, k, v, cols, keys);
-    if (turns > 0) load(0);
-
-    float dk_tile[R][D] = {}, dv_tile[R][D] = {};
-    for (int turn = 0; turn < turns; turn++) {
-        wait_for_copies();
-        __syncthreads();
-        if (turn + 1 < turns) load(turn + 1);
-        const Number *q_tile = passing + turn % 2 * PASSING, *dy_tile = q_tile + COLS * STRIDE;
-        const float *col_log_sum = (const float*)(dy_tile + COLS * STRIDE), *col_along = col_log_sum + COLS;
-
-        float p[R][C] = {}, dscores[R][C] = {};
-        multiply_transposed<ROWS>(p, k_tile, q_tile);
-        scale_and_mask<ROWS, COLS, true>(p, scale, mask, offset + first + turn % tiles * COLS, cols);
-        for (int j = 0; j < C; j++)
-            for (int i = 0; i < R; i++) p[i][j] = exp2f(p[i][j] - col_log_sum[column_of<SCORE_RUN>(j)]);
-        multiply_add<ROWS>(dv_tile, p, dy_tile);
-        multiply_transposed<ROWS>(dscores, v_tile, dy_tile);
-        for (int j = 0; j < C; j++)
-            for (int i = 0; i < R; i++) dscores[i][j] = p[i][j] * (dscores[i][j] - col_along[column_of<SCORE_RUN>(j)]);
-        multiply_add<ROWS>(dk_tile, dscores, q_tile);
-    }
-
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < D; j++) dk_tile[i][j] *= scale;
-    store_tile<ROWS>(dk, dk_tile, cols, keys);
-    store_tile<ROWS>(dv, dv_tile, cols, keys);
-}

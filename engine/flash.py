@@ -10,6 +10,7 @@ A mask is anything with `sees`, `tile` and `grain`, as masks.Mask has them. On a
 
 from functools import lru_cache
 
+from engine import flash_cuda
 from engine.backend import np, xp
 from engine.threads import in_parallel
 
@@ -51,6 +52,8 @@ def length(cols):
 
 def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
     """As attention.flash_attention. block: queries and keys of a tile; None: what is fastest."""
+    if bias is None and observe is None and block is None and flash_cuda.usable(q, v):
+        return flash_cuda.flash_attention(q, k, v, mask, scale)
     batch, heads, queries, dim = q.shape
     kv_heads, keys = k.shape[1:3]
     group, v_dim = heads // kv_heads, v.shape[-1]

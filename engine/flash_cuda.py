@@ -1,15 +1,15 @@
 """Launches the kernels of flash.cu: flash attention for arrays on a GPU, in float32 or, on the tensor cores, in
-float16. attention.flash_attention comes here by itself, so that nobody has to choose.
+float16. flash.attention comes here by itself, so that nobody has to choose.
 """
 
 import functools
 import pathlib
 
-import numpy as np
-
-from engine.backend import xp
+from engine.backend import np, xp
+from engine.flash_plan import plan
 
 THREADS = 128  # of a block, as in flash.cu
+FORWARD, BACKWARD_Q, BACKWARD_KV = range(3)  # the kernels
 
 # (float16?, dim) -> (rows, columns) of a tile in forward, backward_q and backward_kv: as large as the registers hold
 TILES = {
@@ -65,31 +65,33 @@ def usable(q, v):
     return int(device.compute_capability) >= 80 and max(shared_bytes(*kind)) <= room
 
 
-def flash_attention(q, k, v, causal=True, window=None, first_key=None, scale=None):
+def flash_attention(q, k, v, mask, scale=None):
     """attention.flash_attention for arrays that are `usable`.
 
-    first_key: (batch,) integers, the number of keys of each row that are padding on the left, or None.
     Returns y and backward(dy) -> (dq, dk, dv), all in q's dtype.
     """
     batch, heads, queries, dim = q.shape
     kv_heads, keys = k.shape[1:3]
     half = bool(q.dtype == np.float16)
-    forward, backward_q, backward_kv = launchers(half, dim)
-    work = (queries, heads), (queries, heads), (keys, kv_heads)
-    grids = [(-(-time // rows), count, batch) for (rows, _), (time, count) in zip(TILES[half, dim], work)]
     q, k, v = (xp.ascontiguousarray(x, q.dtype) for x in (q, k, v))
-    window = min(window or queries + keys, queries + keys)  # no distance is as large: nothing is hidden
-    sizes = [np.int32(x) for x in (heads // kv_heads, queries, keys, window, 1 if causal else window)]
+    sizes = [np.int32(x) for x in (heads // kv_heads, queries, keys)]
     scale = np.float32(dim**-0.5 if scale is None else scale)
-    common = (q, k, v, np.uintp(0) if first_key is None else first_key.astype(np.int32), *sizes, scale)
-    y, log_sum = xp.empty_like(q), xp.empty((batch, heads, queries), np.float32)
-    forward(grids[0], (*common, y, log_sum))
+
+    def launch(kernel, *arguments):
+        keys_stay = kernel == BACKWARD_KV
+        rows, cols = TILES[half, dim][kernel]
+        time, count = (keys, kv_heads) if keys_stay else (queries, heads)
+        common = q, k, v, *plan(mask, queries, keys, rows, cols, keys_stay), *sizes, scale
+        launchers(half, dim)[kernel]((-(-time // rows), count, batch), (*common, *arguments))
+
+    y, L = xp.empty_like(q), xp.empty((batch, heads, queries), np.float32)
+    launch(FORWARD, y, L)
 
     def backward(dy):
         dy = xp.ascontiguousarray(dy, q.dtype)
-        along, dq, dk, dv = (xp.empty_like(x) for x in (log_sum, q, k, v))
-        backward_q(grids[1], (*common, y, dy, log_sum, along, dq))
-        backward_kv(grids[2], (*common, dy, log_sum, along, dk, dv))
+        D, dq, dk, dv = (xp.empty_like(x) for x in (L, q, k, v))
+        launch(BACKWARD_Q, y, dy, L, D, dq)
+        launch(BACKWARD_KV, dy, L, D, dk, dv)
         return dq, dk, dv
 
     return y, backward
