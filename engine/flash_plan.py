@@ -1,5 +1,5 @@
-"""A mask as the kernels of flash.cu take it, for tiles of `rows` that stay while tiles of `cols` pass by: queries stay and
-keys pass, or the other way. Tiles are told by the mask, pairs only looked at where a tile has seen and unseen ones.
+"""A mask as the kernels of flash.cu take it: for each tile that stays, of queries or of keys, the tiles of the others
+that pass by and of which some pair is seen, and bits where some are not. The mask is asked for single pairs there only.
 
 A mask is anything with `sees`, `tile` and `grain`, as masks.Mask has them; None is everywhere.
 """
@@ -15,7 +15,7 @@ PAIRS = 2**20  # looked at at once
 
 
 def cut(begin, end, size, grain):
-    """Positions begin to end - 1, cut every `size` and at multiples of grain. Returns the first and the last position of
+    """Positions from begin to before end, cut every `size` and at the multiples of grain: the first and the last one of
     each part, and which parts begin a tile of `size`."""
     tiles = parts = np.arange(begin, end, size)
     if grain > 1:

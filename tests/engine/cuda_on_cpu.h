@@ -1,4 +1,4 @@
-// What attention.cu needs of CUDA, in C++20 on a CPU: every thread of a block is a thread, blocks run one after another.
+// What flash.cu needs of CUDA, in C++20 on a CPU: every thread of a block is a thread, blocks run one after another.
 // It is stricter than a GPU: shared memory starts as NaN, a copy makes its target NaN until it is waited for, and a
 // misaligned address, a bank conflict of load_matrices or shared memory written past its end stops the program.
 

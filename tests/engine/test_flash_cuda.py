@@ -9,13 +9,14 @@ import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from test_masks import masks
 
-import masks
-from attention import flash_attention
+from attention import attention
 from engine import flash_cuda as launch
 from engine import to_numpy, xp
+from masks import PATTERNS, both, causal, padding, same_document, sparse, window
 
 root = pathlib.Path(__file__).parents[2]
 variants = pytest.mark.parametrize("half, dim", [(half, dim) for half in (False, True) for dim in (32, 64, 128)])
@@ -71,76 +72,114 @@ def launchers_on_the_cpu(half, dim, folder):
     return [launcher(*each) for each in zip(addresses, launch.shared_bytes(half, dim))]
 
 
-# rows of the batch, kv_heads, heads a key head serves, queries, keys before the first query
-sizes = st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2), st.integers(1, 90), st.integers(0, 50))
-windows = st.none() | st.integers(1, 140)
-paddings = st.none() | st.tuples(st.integers(0, 140), st.integers(0, 140))
+@pytest.fixture
+def on_the_cpu(folder, monkeypatch):
+    if xp is not np or not shutil.which("g++"):
+        pytest.skip("needs NumPy's arrays and g++")
+    monkeypatch.setattr(launch, "launchers", lambda half, dim: launchers_on_the_cpu(half, dim, folder))
+
+
+@st.composite
+def masks_of_many_tiles(draw, batch, keys):
+    """Like test_masks.masks, with windows, blocks, padding and documents as long as tiles."""
+    rng, maybe = np.random.default_rng(draw(st.integers(0))), st.booleans()
+    parts = [causal] if draw(maybe) else []
+    parts += [window(draw(st.integers(1, 140)))] if draw(maybe) else []
+    parts += [sparse(draw(st.sampled_from(sorted(PATTERNS))), 2, draw(st.integers(10, 70)))] if draw(maybe) else []
+    parts += [left_padding(keys, rng.integers(0, keys + 1, batch))] if draw(maybe) else []
+    parts += [same_document(xp.asarray(np.sort(rng.integers(0, 4, (batch, keys)))))] if draw(maybe) else []
+    return both(parts)
+
+
+def left_padding(keys, first):
+    return padding(xp.asarray(np.arange(keys) >= np.array(first)[:, None]))
+
+
+@st.composite
+def problems(draw):
+    """(rows of the batch, kv_heads, heads a key head serves, queries, keys before the first query), mask"""
+    most = (2, 1), (2, 1), (2, 1), (150, 1), (50, 0)
+    sizes = tuple(draw(st.integers(low, high)) for high, low in most)
+    kinds = masks(sizes[0], sum(sizes[3:])) | masks_of_many_tiles(sizes[0], sum(sizes[3:]))
+    return sizes, draw(kinds)
+
+
+# several tiles of everything, and a row that is all padding
+LARGE = (2, 1, 2, 135, 15), causal & window(70) & left_padding(150, (20, 150))
 
 
 @pytest.mark.parametrize("place", ["a GPU", "the CPU"])
 @variants
-def test_the_kernels_compute_flash_attention(half, dim, place, folder):
+def test_the_kernels_compute_flash_attention(half, dim, place, request):
     dtype, tolerance = (np.float16, 2e-3) if half else (np.float32, 1e-5)
     some = xp.ones((1, 1, 1, dim), dtype)
-    if place == "a GPU" and not launch.usable(some, some) or place == "the CPU" and not shutil.which("g++"):
-        pytest.skip(f"needs {'a GPU' if place == 'a GPU' else 'g++'}")
-    here = xp if place == "a GPU" else np
+    if place == "the CPU":
+        request.getfixturevalue("on_the_cpu")
+    elif not launch.usable(some, some):
+        pytest.skip("needs a GPU")
 
-    # the example has several tiles of everything, and a row that is all padding
-    @settings(max_examples=1 if half else 3, deadline=None)
-    @given(
-        sizes, st.booleans(), st.none() | st.integers(1, 140), paddings, st.sampled_from([None, 0.5]), st.integers(0)
-    )
-    @example((2, 1, 2, 135, 15), True, 70, (20, 150), None, 0)
-    def check(sizes, causal, window, padding, scale, seed):
-        batch, kv_heads, group, queries, before = sizes
+    @settings(max_examples=1 if half else 4, deadline=None)
+    @given(problems(), st.sampled_from([None, 0.5]), st.integers(0))
+    @example(LARGE, None, 0)
+    def check(problem, scale, seed):
+        (batch, kv_heads, group, queries, before), mask = problem
         rng, heads, keys = np.random.default_rng(seed), kv_heads * group, before + queries
         # heads and time change places, as in a model: the arrays are not contiguous
         shapes = [(batch, queries, heads), (batch, keys, kv_heads), (batch, keys, kv_heads), (batch, queries, heads)]
-        q, k, v, dy = (rng.standard_normal((*shape, dim)).astype(dtype).swapaxes(1, 2) for shape in shapes)
-        first_key = None if padding is None else np.minimum(padding[:batch], keys).astype(np.int32)
-
-        real = None if padding is None else xp.asarray(np.arange(keys) >= first_key[:, None])
-        exact = [xp.asarray(x.astype(np.float64)) for x in (q, k, v, dy)]
-        parts = [masks.causal] if causal else []
-        parts += [] if window is None else [masks.window(window)]
-        parts += [] if real is None else [masks.padding(real)]
-        y, backward = flash_attention(*exact[:3], masks.both(parts), scale=scale)
-        expected = [to_numpy(x) for x in (y, *backward(exact[3]))]
-
-        q, k, v, dy = (here.asarray(x) for x in (q, k, v, dy))
-        first_key = None if padding is None else here.asarray(first_key)
-        y, backward = launch.flash_attention(q, k, v, causal, window, first_key, scale)
+        arrays = [rng.standard_normal((*shape, dim)).astype(dtype).swapaxes(1, 2) for shape in shapes]
+        *exact, exact_dy = (xp.asarray(x.astype(np.float64)) for x in arrays)
+        y, backward = attention(*exact, mask, scale)
+        expected = [to_numpy(x) for x in (y, *backward(exact_dy))]
+        q, k, v, dy = (xp.asarray(x) for x in arrays)
+        y, backward = launch.flash_attention(q, k, v, mask, scale)
         found = [to_numpy(x) for x in (y, *backward(dy))]
         for name, ours, theirs in zip(("y", "dq", "dk", "dv"), found, expected, strict=True):
             assert ours.shape == theirs.shape and ours.dtype == dtype
             error = abs(ours - theirs).max() / max(abs(theirs).max(), 1)
-            assert error < tolerance, f"{name} is {error:.1e} away from NumPy's"
+            assert error < tolerance, f"{name} is {error:.1e} away from the textbook's"
 
-    with pytest.MonkeyPatch.context() as patch:
-        if here is np:
-            patch.setattr(launch, "xp", np)
-            patch.setattr(launch, "launchers", lambda half, dim: launchers_on_the_cpu(half, dim, folder))
-        check()
+    check()
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-def test_tiles_that_no_query_of_a_tile_sees_are_not_read(folder, monkeypatch):
-    monkeypatch.setattr(launch, "xp", np)
-    monkeypatch.setattr(launch, "launchers", lambda half, dim: launchers_on_the_cpu(half, dim, folder))
-    rows = launch.TILES[False, 32][0][0]
-    # keys before `start` are out of reach of all queries, those from `stop` on of the first tile's queries, and what is
-    # not a number spreads where it is read
-    cases = (10, 100, 20, 0, 71, 100), (rows + 9, rows + 9, None, 32, 32, rows)
-    for queries, keys, window, padding, start, stop in cases:
-        rng = np.random.default_rng(0)
-        q, k, v = (rng.standard_normal((1, 1, time, 32), np.float32) for time in (queries, keys, keys))
-        for x in k, v:
-            x[:, :, :start] = x[:, :, stop:] = np.nan
-        y, backward = launch.flash_attention(q, k, v, True, window, np.array([padding], np.int32))
-        dq, _, _ = backward(np.ones_like(q))
-        assert np.isfinite(y[:, :, :rows]).all()
-        assert np.isfinite(dq[:, :, : launch.TILES[False, 32][1][0]]).all()
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problems(), st.integers(0, 10))
+@example(LARGE, 1)
+@example(((1, 1, 1, 10, 90), causal & window(20)), 0)
+def test_tiles_that_no_query_of_a_tile_sees_are_not_read(on_the_cpu, problem, which):
+    (batch, kv_heads, group, queries, before), mask = problem
+    keys, of_q, of_kv = (
+        before + queries,
+        (batch, kv_heads * group, queries, 32),
+        (batch, kv_heads, before + queries, 32),
+    )
+    q, k, v, dy = (np.random.default_rng(0).standard_normal(s, np.float32) for s in (of_q, of_kv, of_kv, of_q))
+    pairs = np.ones((queries, keys), bool) if mask is None else mask.matrix(queries, keys)
+    pairs = np.broadcast_to(pairs, (batch, 1, queries, keys))[:, 0]
+
+    def tile(time, cols):
+        start = which % -(-time // cols) * cols
+        return slice(start, start + cols)
+
+    def is_read(array, rows, sees):
+        """What is not a number spreads where it is read: over the tiles of which some see it, and not over others."""
+        for start in range(0, array.shape[2], rows):
+            lost = np.isnan(array[:, :, start : start + rows]).all(axis=(1, 2, 3))
+            assert (lost == np.isnan(array[:, :, start : start + rows]).any(axis=(1, 2, 3))).all()
+            assert (lost == sees[:, start : start + rows].any(axis=(1, 2))).all()
+
+    forward, backward_q, backward_kv = launch.TILES[False, 32]
+    y, backward = launch.flash_attention(q, k, v, mask)
+    passing = tile(keys, backward_q[1])
+    clean = k[:, :, passing].copy(), v[:, :, passing].copy()
+    k[:, :, passing] = v[:, :, passing] = np.nan  # the arrays that backward reads, too
+    is_read(backward(dy)[0], backward_q[0], pairs[:, :, passing])
+    passing = tile(keys, forward[1])
+    is_read(launch.flash_attention(q, k, v, mask)[0], forward[0], pairs[:, :, passing])
+    k[:, :, passing], v[:, :, passing] = clean
+    passing = tile(queries, backward_kv[1])
+    q[:, :, passing] = dy[:, :, passing] = np.nan
+    for gradient in backward(dy)[1:]:
+        is_read(gradient, backward_kv[0], pairs[:, passing].swapaxes(1, 2))
 
 
 # --- CuPy in the place of NumPy ---
