@@ -1,8 +1,8 @@
 // Transformers actuales: variantes de atención. Flash attention on a GPU, after FlashAttention-2 (Dao 2023) and in the
 // paper's names; attention.flash_attention_by_hand is the same for one head.
 //
-// A block of threads keeps a tile of ROWS rows in shared memory while tiles of COLS rows pass by. What belongs to a pair
-// of rows, S, P and dS, is born and dies in the registers of the block's threads:
+// A block of threads keeps a tile of ROWS rows in shared memory while tiles of COLS rows pass by. What belongs to pairs
+// of their rows, S, P and dS, is born and dies in the registers of the block's threads:
 //
 //     forward      Q_i stays, K_j and V_j pass:          O_i = softmax(Q_i Kᵀ · scale) V
 //     backward_q   Q_i and dO_i stay, K_j and V_j pass:  dQ_i = Σ_j dS K_j
@@ -11,15 +11,14 @@
 // Each backward kernel computes P again, so that every sum has one owner: no atomics, with which the paper sums dQ up,
 // and the same bits every time.
 //
-// A mask is a plan, made by flash_cuda.py: which tiles pass by a tile that stays, those in which some pair is seen, and a
-// bit for each pair where some are not. What lies behind the end of a passing array is not seen.
+// A mask comes as a plan (flash_plan.py): the tiles that pass by each tile that stays, those only of which some pair is
+// seen, and where some pair is not, a bit for each pair. What would pass from behind the end of an array is not seen.
 //
-// The kernels are written once, over two products of tiles, a bᵀ and p b. These exist twice: in float32 on the
-// ordinary cores, and, compiled with HALF, in float16 on the tensor cores with sums in float32. In both, a row of a
-// product belongs to LANES neighbouring lanes of one warp, and a thread holds C columns of R rows, `float x[R][C]`: in the
-// float32 forward pass, with tiles of 128 by 32, LANES is 8, R 8, C 4; of the W columns of O_i likewise. The softmax
-// along a row takes a few shuffles and no other warp. Loops over x have constant bounds: the compiler unrolls them, and x
-// lies in registers.
+// The kernels are written once, over two products of tiles, a bᵀ and p b. These exist twice: in float32 on the ordinary
+// cores, and, compiled with HALF, in float16 on the tensor cores with sums in float32. In both, a row of S belongs to
+// LANES neighbouring lanes of one warp, and a thread holds C columns of R rows, `float S[R][C]`; of O_i W columns. In
+// the float32 forward pass, with tiles of 128 by 32, LANES is 8, R 8, C 4. The softmax along a row takes a few shuffles
+// and no other warp. Loops over r, c and w have constant bounds: the compiler unrolls them, and S lies in registers.
 //
 // Compile-time: DIM, the size of a head (32, 64 or 128), and HALF or not. Nothing is included, so NVRTC needs no path.
 // Arrays are contiguous: Q, O, dO, dQ (batch, heads, queries, DIM), K, V, dK, dV (batch, kv_heads, keys, DIM), L and D
@@ -32,67 +31,59 @@ constexpr int LANES = 4, SCORE_RUN = 2, OUT_RUN = 2;  // as the tensor cores lay
 typedef float Number;
 constexpr int LANES = 8, SCORE_RUN = 1, OUT_RUN = 4;  // outputs are read and written four at once
 #endif
-constexpr int WARPS = 4, THREADS = 32 * WARPS;
+constexpr int THREADS = 128, W = DIM / LANES;
 
-// 16 bytes between the rows of a tile shift the rows against the banks, so that eight read at once meet no bank twice.
+// 16 bytes between the rows of a tile shift them against the banks, so that eight read at once meet no bank twice.
 constexpr int STRIDE = DIM + 16 / sizeof(Number);
 
 // Floats of shared memory before the tiles: in float32, what multiply_add needs
-template <int ROWS, int COLS>
-constexpr int SCRATCH = LANES == 4 ? 0 : ROWS * (COLS + 8);
+template <int ROWS, int COLS> constexpr int SCRATCH = LANES == 4 ? 0 : ROWS * (COLS + 8);
 
-// S and L are in units of log 2, as exp2f is one instruction. An unseen pair gives exp2f(UNSEEN - m) = 0 for every m, as
+// S and L are in units of log 2, as exp2f is one instruction. An unseen pair has exp2f(UNSEEN - m) = 0 for every m, as
 // m starts at LOWEST; no infinity is ever subtracted from another.
 constexpr float LOG2_E = 1.44269504f, UNSEEN = -3e38f, LOWEST = -1e38f;
 
 struct alignas(16) Quad { float at[4]; };  // the most that one instruction moves between memory and registers
 extern __shared__ Quad shared[];
-
-// A tile that passes, and the number of its table of bits, or -1 where every pair is seen
-struct alignas(8) Tile { int number, bits; };
+struct alignas(8) Tile { int number, bits; };  // one that passes, and the number of its bits, or -1: all is seen
 
 // --- what the kernels are made of; how it is done stands behind them ---
 
-__device__ int lane();
-template <int ROWS> __device__ int row_of(int r);       // which row of a tile is row r of this thread
-template <int RUN> __device__ int column_of(int c);     // which column is its column c
-__device__ float row_sum(float x);                      // of the lanes that share a row
+// Where in a tile this thread's row r, of R, and column c lie: RUN neighbours are its own, the next RUN the next lane's.
+__device__ int lane() { return threadIdx.x % 32; }
+template <int R> __device__ int row_of(int r) { return 32 / LANES * (threadIdx.x / 32 * R + r) + lane() / LANES; }
+template <int RUN> __device__ int column_of(int c) { return (c / RUN * LANES + lane() % LANES) * RUN + c % RUN; }
+
+__device__ float row_sum(float x);  // of the lanes that share a row
 __device__ float row_max(float x);
 __device__ float to_float(Number x);
 
-// Starts to load rows first, first + 1, … of an array of `total` rows, zeros behind its end; of two arrays, a and b.
+// Starts to load rows first, first + 1, … of an array, or of two, of `total` rows; those behind its end become zeros.
 template <int ROWS> __device__ void load_tile(Number* tile, const Number* from, int first, int total);
 template <int ROWS> __device__ void load_pair(Number* tiles, const Number* a, const Number* b, int first, int total);
 template <int BYTES> __device__ void copy_async(void* to, const void* from, bool present);
-__device__ void wait_for_copies();                      // this thread's; a __syncthreads() after it, for everybody's
+__device__ void wait_for_copies();  // this thread's; a __syncthreads() after it, for everybody's
 
-// s += a bᵀ for tiles a (ROWS, DIM) and b (COLS, DIM)
-template <int ROWS, int R, int C>
-__device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b);
-
-// o += p b for p (ROWS, COLS), in the threads' registers, and a tile b (COLS, DIM)
-template <int ROWS, int R, int C, int W>
-__device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b);
+// s += a bᵀ for tiles a (ROWS, DIM) and b (COLS, DIM); o += p b for p (ROWS, COLS), in registers, and b (COLS, DIM)
+template <int R, int C> __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b);
+template <int R, int C> __device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b);
 
 // s · scale, in units of log 2, and UNSEEN where the tile's bits say so
-template <int ROWS, int R, int C>
-__device__ void scale_and_mask(float (&s)[R][C], float scale, const unsigned* bits, Tile tile);
+template <int R, int C> __device__ void scale_and_mask(float (&s)[R][C], float scale, const unsigned* bits, Tile tile);
 
-// Writes x · scale, a (ROWS, DIM) tile in the threads' registers, to the rows from `first` on of an array of `total` rows.
-template <int ROWS, int R, int W>
-__device__ void store_tile(Number* to, const float (&x)[R][W], float scale, int first, int total);
+// Writes x · scale, a (ROWS, DIM) tile in registers, to the rows from `first` on of an array of `total` rows.
+template <int R> __device__ void store_tile(Number* to, const float (&x)[R][W], float scale, int first, int total);
 
 // --- the kernels: a block for each tile that stays (x), head (y) and row of the batch (z) ---
 //
-// Tile x of row z of the batch meets tiles[n] for n from starts[plan * gridDim.x + x] up to the next start. There is a
-// plan for each row of the batch, or one for all: plan = z % plans.
-//
-// The 2 of the launch bounds allows 255 registers: left alone, the compiler goes for three blocks at once, and spills.
+// Tile x meets tiles[n] for n from starts[z % plans * gridDim.x + x] up to the next start; each row of the batch has a
+// plan, or all have the same. The 2 of the launch bounds allows 255 registers: left alone, the compiler goes for three
+// blocks at once, and spills.
 
 template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
     forward(const Number* Q, const Number* K, const Number* V, const int* starts, const Tile* tiles,
             const unsigned* bits, int plans, int group, int queries, int keys, float scale, Number* O, float* L) {
-    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, W = DIM / LANES;
+    constexpr int R = ROWS * LANES / THREADS, C = COLS / LANES;
     const long long head = blockIdx.z * gridDim.y + blockIdx.y;  // counted through the batch
     Q += head * queries * DIM, O += head * queries * DIM, L += head * queries;
     K += head / group * keys * DIM, V += head / group * keys * DIM;
@@ -115,9 +106,9 @@ template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
         if (n + 1 < end) load_pair<COLS>(passing + (turn ^ 1) * PASSING, K, V, tiles[n + 1].number * COLS, keys);
         const Number *K_j = passing + turn * PASSING, *V_j = K_j + COLS * STRIDE;
 
-        float P[R][C] = {};
-        multiply_transposed<ROWS>(P, Q_i, K_j);
-        scale_and_mask<ROWS>(P, scale, bits, tiles[n]);
+        float P[R][C] = {};  // S = Q_i K_jᵀ · scale at first
+        multiply_transposed(P, Q_i, K_j);
+        scale_and_mask(P, scale, bits, tiles[n]);
         for (int r = 0; r < R; r++) {
             float larger = m[r];
             for (int c = 0; c < C; c++) larger = fmaxf(larger, P[r][c]);
@@ -131,24 +122,24 @@ template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
             }
             m[r] = larger;
         }
-        multiply_add<ROWS>(O_i, P, V_j);
+        multiply_add(O_i, P, V_j);
     }
 
     for (int r = 0; r < R; r++) {
         l[r] = row_sum(l[r]);
         if (l[r] == 0) l[r] = 1;  // a query that sees no key keeps O = 0
         for (int w = 0; w < W; w++) O_i[r][w] /= l[r];
-        const int row = i * ROWS + row_of<ROWS>(r);
+        const int row = i * ROWS + row_of<R>(r);
         if (row < queries && lane() % LANES == 0) L[row] = m[r] + log2f(l[r]);
     }
-    store_tile<ROWS>(O, O_i, 1, i * ROWS, queries);
+    store_tile(O, O_i, 1, i * ROWS, queries);
 }
 
 template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
     backward_q(const Number* Q, const Number* K, const Number* V, const int* starts, const Tile* tiles,
                const unsigned* bits, int plans, int group, int queries, int keys, float scale, const Number* O,
                const Number* dO, const float* L, float* D, Number* dQ) {
-    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, W = DIM / LANES;
+    constexpr int R = ROWS * LANES / THREADS, C = COLS / LANES;
     const long long head = blockIdx.z * gridDim.y + blockIdx.y;
     Q += head * queries * DIM, O += head * queries * DIM, dO += head * queries * DIM, dQ += head * queries * DIM;
     K += head / group * keys * DIM, V += head / group * keys * DIM, L += head * queries, D += head * queries;
@@ -166,7 +157,7 @@ template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
     // the softmax's Σ_j P_j dP_j, with dP = dO Vᵀ, is dO · (Σ_j P_j V_j) = dO · O
     float L_i[R], D_i[R], dQ_i[R][W] = {};
     for (int r = 0; r < R; r++) {
-        const int row = i * ROWS + row_of<ROWS>(r), at = min(row, queries - 1);
+        const int row = i * ROWS + row_of<R>(r), at = min(row, queries - 1);
         float part = 0;
         for (int d = lane() % LANES; d < DIM; d += LANES)
             part += to_float(dO[at * DIM + d]) * to_float(O[at * DIM + d]);
@@ -181,18 +172,18 @@ template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
         if (n + 1 < end) load_pair<COLS>(passing + (turn ^ 1) * PASSING, K, V, tiles[n + 1].number * COLS, keys);
         const Number *K_j = passing + turn * PASSING, *V_j = K_j + COLS * STRIDE;
 
-        float P[R][C] = {}, dS[R][C] = {};
-        multiply_transposed<ROWS>(P, Q_i, K_j);
-        scale_and_mask<ROWS>(P, scale, bits, tiles[n]);
-        multiply_transposed<ROWS>(dS, dO_i, V_j);
+        float P[R][C] = {}, dS[R][C] = {};  // S and dP = dO_i V_jᵀ at first
+        multiply_transposed(P, Q_i, K_j);
+        scale_and_mask(P, scale, bits, tiles[n]);
+        multiply_transposed(dS, dO_i, V_j);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++) {
                 P[r][c] = exp2f(P[r][c] - L_i[r]);
                 dS[r][c] = P[r][c] * (dS[r][c] - D_i[r]);
             }
-        multiply_add<ROWS>(dQ_i, dS, K_j);
+        multiply_add(dQ_i, dS, K_j);
     }
-    store_tile<ROWS>(dQ, dQ_i, scale, i * ROWS, queries);
+    store_tile(dQ, dQ_i, scale, i * ROWS, queries);
 }
 
 // Runs after backward_q, which has written D. A tile of S is (keys, queries), as in flash.py.
@@ -200,7 +191,7 @@ template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
     backward_kv(const Number* Q, const Number* K, const Number* V, const int* starts, const Tile* tiles,
                 const unsigned* bits, int plans, int group, int queries, int keys, float scale, const Number* dO,
                 const float* L, const float* D, Number* dK, Number* dV) {
-    constexpr int R = ROWS / WARPS * LANES / 32, C = COLS / LANES, W = DIM / LANES;
+    constexpr int R = ROWS * LANES / THREADS, C = COLS / LANES;
     const long long kv_head = blockIdx.z * gridDim.y + blockIdx.y, head = kv_head * group;  // the first that it serves
     Q += head * queries * DIM, dO += head * queries * DIM, L += head * queries, D += head * queries;
     K += kv_head * keys * DIM, V += kv_head * keys * DIM, dK += kv_head * keys * DIM, dV += kv_head * keys * DIM;
@@ -236,32 +227,21 @@ template <int ROWS, int COLS> __global__ void __launch_bounds__(THREADS, 2)
         const float *L_i = (const float*)(dO_i + COLS * STRIDE), *D_i = L_i + COLS;
 
         float P[R][C] = {}, dS[R][C] = {};
-        multiply_transposed<ROWS>(P, K_j, Q_i);
-        scale_and_mask<ROWS>(P, scale, bits, tiles[turn % count]);
+        multiply_transposed(P, K_j, Q_i);
+        scale_and_mask(P, scale, bits, tiles[turn % count]);
         for (int c = 0; c < C; c++)
             for (int r = 0; r < R; r++) P[r][c] = exp2f(P[r][c] - L_i[column_of<SCORE_RUN>(c)]);
-        multiply_add<ROWS>(dV_j, P, dO_i);
-        multiply_transposed<ROWS>(dS, V_j, dO_i);
+        multiply_add(dV_j, P, dO_i);
+        multiply_transposed(dS, V_j, dO_i);
         for (int c = 0; c < C; c++)
             for (int r = 0; r < R; r++) dS[r][c] = P[r][c] * (dS[r][c] - D_i[column_of<SCORE_RUN>(c)]);
-        multiply_add<ROWS>(dK_j, dS, Q_i);
+        multiply_add(dK_j, dS, Q_i);
     }
-    store_tile<ROWS>(dK, dK_j, scale, j * ROWS, keys);
-    store_tile<ROWS>(dV, dV_j, 1, j * ROWS, keys);
+    store_tile(dK, dK_j, scale, j * ROWS, keys);
+    store_tile(dV, dV_j, 1, j * ROWS, keys);
 }
 
-// --- which element is whose ---
-
-__device__ int lane() { return threadIdx.x % 32; }
-
-template <int ROWS> __device__ int row_of(int r) {
-    return threadIdx.x / 32 * (ROWS / WARPS) + 32 / LANES * r + lane() / LANES;
-}
-
-// RUN neighbouring columns are a lane's own, the next RUN the next lane's.
-template <int RUN> __device__ int column_of(int c) {
-    return (c / RUN * LANES + lane() % LANES) * RUN + c % RUN;
-}
+// --- how it is done ---
 
 __device__ float row_sum(float x) {
     for (int step = 1; step < LANES; step *= 2) x += __shfl_xor_sync(~0u, x, step);
@@ -273,44 +253,10 @@ __device__ float row_max(float x) {
     return x;
 }
 
-// --- the mask ---
-
-// A row of bits is COLS of them, from the lowest bit of a word on, and 32 / LANES of a thread's columns lie in one word.
-template <int ROWS, int R, int C>
-__device__ void scale_and_mask(float (&s)[R][C], float scale, const unsigned* bits, Tile tile) {
-    constexpr int PER_WORD = 32 / LANES, WORDS = (C + PER_WORD - 1) / PER_WORD;
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) s[r][c] *= scale * LOG2_E;
-    if (tile.bits < 0) return;
-    bits += (long long)tile.bits * ROWS * WORDS;
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) {
-            const unsigned word = bits[row_of<ROWS>(r) * WORDS + c / PER_WORD];
-            if (!(word >> column_of<SCORE_RUN>(c) % 32 & 1)) s[r][c] = UNSEEN;
-        }
-}
-
-// --- tiles ---
-
-// A thread's rows lie a constant apart, which costs no arithmetic.
-template <int ROWS> __device__ void load_tile(Number* tile, const Number* from, int first, int total) {
-    constexpr int PART = 16 / sizeof(Number), PARTS = DIM / PART;
-    const int start = threadIdx.x / PARTS, column = threadIdx.x % PARTS * PART;
-    tile += start * STRIDE + column;
-    from += (first + start) * DIM + column;
-    for (int row = 0; row < ROWS; row += THREADS / PARTS)
-        copy_async<16>(tile + row * STRIDE, from + row * DIM, first + start + row < total);
-}
-
-template <int ROWS> __device__ void load_pair(Number* tiles, const Number* a, const Number* b, int first, int total) {
-    load_tile<ROWS>(tiles, a, first, total);
-    load_tile<ROWS>(tiles + ROWS * STRIDE, b, first, total);
-}
-
 // --- instructions that have no name in C; tests/engine/cuda_on_cpu.h says in C++ what they do ---
 
 #ifndef ON_CPU
-// Starts to copy BYTES from global to shared memory, past the registers. If not present: zeros, and nothing is read.
+// Starts to copy from global to shared memory, past the registers. If not present: zeros, and nothing is read.
 template <int BYTES> __device__ void copy_async(void* to, const void* from, bool present) {
     const unsigned target = __cvta_generic_to_shared(to);
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
@@ -318,9 +264,7 @@ template <int BYTES> __device__ void copy_async(void* to, const void* from, bool
 }
 
 __device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
 __device__ float to_float(float x) { return x; }
-
 __device__ float to_float(unsigned short x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
@@ -356,18 +300,47 @@ __device__ void mma(float* upper, float* lower, const unsigned (&a)[4], unsigned
 }
 #endif
 
-template <int ROWS, int R, int W>
-__device__ void store_tile(Number* to, const float (&x)[R][W], float scale, int first, int total) {
+// --- the mask, tiles and their products ---
+
+// A row of bits begins a word, with its lowest bit. Of a thread's columns, 32 / LANES lie in the same word.
+template <int R, int C> __device__ void scale_and_mask(float (&s)[R][C], float scale, const unsigned* bits, Tile tile) {
+    constexpr int PER_WORD = 32 / LANES, WORDS = (C + PER_WORD - 1) / PER_WORD;
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) s[r][c] *= scale * LOG2_E;
+    if (tile.bits < 0) return;
+    bits += (long long)tile.bits * (R * THREADS / LANES) * WORDS;
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) {
+            const unsigned word = bits[row_of<R>(r) * WORDS + c / PER_WORD];
+            if (!(word >> column_of<SCORE_RUN>(c) % 32 & 1)) s[r][c] = UNSEEN;
+        }
+}
+
+// A thread's rows lie a constant apart, which costs no arithmetic.
+template <int ROWS> __device__ void load_tile(Number* tile, const Number* from, int first, int total) {
+    constexpr int PART = 16 / sizeof(Number), PARTS = DIM / PART;
+    const int start = threadIdx.x / PARTS, column = threadIdx.x % PARTS * PART;
+    tile += start * STRIDE + column;
+    from += (first + start) * DIM + column;
+    for (int row = 0; row < ROWS; row += THREADS / PARTS)
+        copy_async<16>(tile + row * STRIDE, from + row * DIM, first + start + row < total);
+}
+
+template <int ROWS> __device__ void load_pair(Number* tiles, const Number* a, const Number* b, int first, int total) {
+    load_tile<ROWS>(tiles, a, first, total);
+    load_tile<ROWS>(tiles + ROWS * STRIDE, b, first, total);
+}
+
+template <int R> __device__ void store_tile(Number* to, const float (&x)[R][W], float scale, int first, int total) {
     for (int r = 0; r < R; r++) {
-        const int row = first + row_of<ROWS>(r);
+        const int row = first + row_of<R>(r);
         if (row >= total) continue;
         for (int w = 0; w < W; w += OUT_RUN) {
             Number* at = to + row * DIM + column_of<OUT_RUN>(w);
-            const float* y = &x[r][w];
 #ifdef HALF
-            *(unsigned*)at = pack(y[0] * scale, y[1] * scale);
+            *(unsigned*)at = pack(x[r][w] * scale, x[r][w + 1] * scale);
 #else
-            *(Quad*)at = {y[0] * scale, y[1] * scale, y[2] * scale, y[3] * scale};
+            *(Quad*)at = {x[r][w] * scale, x[r][w + 1] * scale, x[r][w + 2] * scale, x[r][w + 3] * scale};
 #endif
         }
     }
@@ -380,9 +353,8 @@ template <bool TRANSPOSE> __device__ void load_part(unsigned (&x)[4], const Numb
     load_matrices<TRANSPOSE>(x, corner + lane() % 16 * STRIDE + lane() / 16 * 8);
 }
 
-template <int ROWS, int R, int C>
-__device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b) {
-    a += threadIdx.x / 32 * (ROWS / WARPS) * STRIDE;
+template <int R, int C> __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b) {
+    a += 32 / LANES * (threadIdx.x / 32 * R) * STRIDE;
     for (int d = 0; d < DIM; d += 16) {
         unsigned left[R / 2][4], right[4];
         for (int i = 0; i < R / 2; i++) load_part<false>(left[i], a + 16 * i * STRIDE + d);
@@ -397,8 +369,7 @@ __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Num
 }
 
 // A result of mma, rounded to float16, lies as its operand a must: p need not leave its thread.
-template <int ROWS, int R, int C, int W>
-__device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b) {
+template <int R, int C> __device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b) {
     for (int c = 0; c < C; c += 4) {
         unsigned left[R / 2][4], right[4];
         for (int i = 0; i < R; i++)
@@ -416,9 +387,8 @@ __device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Num
 #else
 
 // In each step of 4 in d, R + C quads that a thread reads serve 4 R C multiplications.
-template <int ROWS, int R, int C>
-__device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b) {
-    a += row_of<ROWS>(0) * STRIDE;
+template <int R, int C> __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Number* b) {
+    a += row_of<R>(0) * STRIDE;
     b += column_of<SCORE_RUN>(0) * STRIDE;
 #pragma unroll 4
     for (int d = 0; d < DIM; d += 4) {
@@ -432,13 +402,11 @@ __device__ void multiply_transposed(float (&s)[R][C], const Number* a, const Num
     }
 }
 
-// A thread needs its rows of p whole: each lane writes its share to shared memory and reads rows back, and as only its own
-// warp is involved, __syncwarp is enough. 8 floats more per row put the 4 rows that a warp writes at once into different
-// banks.
-template <int ROWS, int R, int C, int W>
-__device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b) {
+// A thread needs its rows of p whole: each lane writes its share to shared memory and reads rows back, and as only its
+// own warp is involved, __syncwarp is enough. 8 floats more per row put 4 rows written at once into different banks.
+template <int R, int C> __device__ void multiply_add(float (&o)[R][W], const float (&p)[R][C], const Number* b) {
     constexpr int COLS = C * LANES, NEXT_ROW = 32 / LANES * (COLS + 8);
-    float* left = (float*)shared + row_of<ROWS>(0) * (COLS + 8);
+    float* left = (float*)shared + row_of<R>(0) * (COLS + 8);
     b += column_of<OUT_RUN>(0);
     for (int i = 0; i < R; i++)
         for (int j = 0; j < C; j++) left[i * NEXT_ROW + column_of<SCORE_RUN>(j)] = p[i][j];
