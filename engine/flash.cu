@@ -49,7 +49,7 @@ struct alignas(8) Tile { int number, bits; };  // one that passes, and the numbe
 
 // --- what the kernels are made of; how it is done stands behind them ---
 
-// Where in a tile this thread's row r, of R, and column c lie: RUN neighbours are its own, the next RUN the next lane's.
+// Where in a tile this thread's row r and column c lie: RUN neighbours are its own, the next RUN the next lane's.
 __device__ int lane() { return threadIdx.x % 32; }
 template <int R> __device__ int row_of(int r) { return 32 / LANES * (threadIdx.x / 32 * R + r) + lane() / LANES; }
 template <int RUN> __device__ int column_of(int c) { return (c / RUN * LANES + lane() % LANES) * RUN + c % RUN; }

@@ -10,7 +10,10 @@ from types import SimpleNamespace
 from engine.backend import np, to_numpy, xp
 
 EVERYWHERE = SimpleNamespace(sees=lambda q, k: (q == q) & (k == k), tile=lambda *corners: (True, True), grain=1)
-EMPTY, FULL = -2, -1  # tiles of which no pair is seen, and every pair; others have bits, and a number from 0 on
+EMPTY, FULL = (
+    -2,
+    -1,
+)  # kinds of tiles: no pair is seen, every pair is; others are mixed: 0, then the number of their bits
 PAIRS = 2**20  # looked at at once
 
 
@@ -62,7 +65,7 @@ def plan(mask, queries, keys, rows, cols, keys_stay=False):
         found, bits = np.concatenate([x for x, _ in looks], axis=1), xp.concatenate([x for _, x in looks], axis=1)
         kinds, bits = kinds.repeat(len(found), axis=0), bits[xp.asarray(found == 0)]
         kinds[:, mixed[:, 0], mixed[:, 1]] = found
-        kinds[kinds == 0] = np.arange(len(bits))
+        kinds[kinds == 0] = np.arange(len(bits))  # in the order in which they were found
     pass_by = kinds != EMPTY
     starts = np.append(0, np.cumsum(pass_by.sum(axis=2)))
     tiles = np.stack([np.nonzero(pass_by)[2], kinds[pass_by]], axis=1)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_masks import masks
 
-from attention import attention
+from attention import attention, flash_attention
 from engine import flash_cuda as launch
 from engine import to_numpy, xp
 from masks import PATTERNS, both, causal, padding, same_document, sparse, window
@@ -180,6 +180,18 @@ def test_tiles_that_no_query_of_a_tile_sees_are_not_read(on_the_cpu, problem, wh
     q[:, :, passing] = dy[:, :, passing] = np.nan
     for gradient in backward(dy)[1:]:
         is_read(gradient, backward_kv[0], pairs[:, passing].swapaxes(1, 2))
+
+
+def test_flash_attention_comes_here_by_itself(monkeypatch):
+    monkeypatch.setattr(launch, "usable", lambda q, v: q.dtype == np.float32)
+    monkeypatch.setattr(launch, "flash_attention", lambda *arguments: arguments)
+    x = xp.ones((1, 1, 2, 32), np.float32)
+    given = flash_attention(x, x, x, causal, scale=2)
+    assert all(one is other for one, other in zip(given, (x, x, x, causal, 2), strict=True))
+    double = x.astype(np.float64)
+    for other in (double, {}), (x, {"bias": lambda q, k: xp.zeros((1, 2, 2), np.float32)}), (x, {"observe": {}}):
+        y, _ = flash_attention(*[other[0]] * 3, causal, **other[1])
+        assert y.shape == x.shape
 
 
 # --- CuPy in the place of NumPy ---
