@@ -8,7 +8,7 @@ from test_masks import masks
 
 from engine import flash_plan, to_numpy, xp
 from engine.flash_plan import FULL, plan
-from masks import Mask, causal, padding, same_document, sparse, window
+from masks import PATTERNS, Mask, causal, padding, same_document, sparse, window
 
 
 def unpacked(plan, staying, passing, rows, cols):
@@ -62,7 +62,8 @@ def test_a_plan_lets_see_what_the_mask_lets_see(batch, queries, before, rows, co
 @pytest.mark.parametrize("keys_stay", [False, True])
 @pytest.mark.parametrize("before", [0, 100])
 @pytest.mark.parametrize(
-    "mask", [causal, causal & window(200), causal & sparse("strided", 3, 64), causal & sparse("bigbird", 2, 64)]
+    "mask",
+    [causal & other for other in (causal, window(200), sparse("window", 90, 2), *(sparse(x, 3, 64) for x in PATTERNS))],
 )
 def test_pairs_are_looked_at_where_tiles_have_seen_and_unseen_ones(mask, before, keys_stay):
     """The numbers would be the same if all pairs were looked at, but not the time."""
