@@ -119,10 +119,9 @@ def largest_errors(dtype, dim):
     """Of y, dq, dk and dv, as parts of the largest number in each, with grouped heads, a window and padding."""
     queries, keys = (2, 4, 300, dim), (2, 2, 333, dim)
     q, k, v, dy = random(dtype, queries, keys, keys, queries)
-    first_key = xp.asarray([7, 200], dtype=xp.int32)
-    ours = passes(lambda: flash_cuda.flash_attention(q, k, v, True, 150, first_key), dy)
+    seen = masks.causal & masks.window(150) & masks.padding(xp.arange(333) >= xp.asarray([7, 200])[:, None])
+    ours = passes(lambda: flash_cuda.flash_attention(q, k, v, seen), dy)
     exact_q, exact_k, exact_v, exact_dy = (x.astype(xp.float64) for x in (q, k, v, dy))
-    seen = masks.causal & masks.window(150) & masks.padding(xp.arange(333) >= first_key[:, None])
     exact = passes(lambda: flash_attention(exact_q, exact_k, exact_v, seen), exact_dy)
     return [float(abs(a - b).max() / abs(b).max()) for a, b in zip(ours, exact)]
 
@@ -149,7 +148,7 @@ def case(dtype, dim, causal, n, args, peer, measure=milliseconds):
     fits = (
         dtype == np.float32 and batch * n * n * HEADS * 4 < 5e9
     )  # bytes of a matrix of scores, of which there are some
-    flash = partial(flash_cuda.flash_attention, causal=causal)
+    flash = partial(flash_cuda.flash_attention, mask=masks.causal if causal else None)
     named = sides(flash, q, k, v, dy, causal, peer and dtype == np.float16, fits)
     both = {name: lambda attend=attend: passes(attend, dy) for name, attend in named.items()}
     # two products forward, five backward, as the papers count; half of the scores if causal

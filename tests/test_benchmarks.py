@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import masks
 from engine import flash_cuda as launch
 from engine import xp
 
@@ -143,13 +144,13 @@ def test_the_gpu_benchmark_computes_what_it_times(tmp_path, monkeypatch, capsys)
     from test_flash_cuda import launchers_on_the_cpu
 
     module, kernels = script("attention"), launch.flash_attention
-    monkeypatch.setattr(launch, "xp", np)
     monkeypatch.setattr(launch, "launchers", lambda half, dim: launchers_on_the_cpu(half, dim, tmp_path))
     monkeypatch.setattr(module, "HEADS", 2)
     module.check(np.float32, 32)
     q, k, v, dy = module.random(np.float32, *[(1, 2, 40, 32)] * 4)
     for causal in False, True:
-        named = module.sides(functools.partial(kernels, causal=causal), q, k, v, dy, causal, textbook=True)
+        flash = functools.partial(kernels, mask=masks.causal if causal else None)
+        named = module.sides(flash, q, k, v, dy, causal, textbook=True)
         ours, exact = (module.passes(attend, dy) for attend in named.values())
         for one, other in zip(ours, exact, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
