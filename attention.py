@@ -262,7 +262,7 @@ def layer_options(config, tokens, dtype, start=0, cache=None, padding=None, docu
     def mask(window, pattern, keys):  # layers with the same mask share it, and the plan of its tiles
         real_keys = None if padding is None else masks.padding(padding[:, -keys:])
         parts = causal if config.causal else None, text, window and masks.window(window), pattern, real_keys
-        return masks.both([part for part in parts if part is not None])
+        return masks.both(*[part for part in parts if part is not None])
 
     options = []
     for i in range(config.num_hidden_layers + (0 if cache else config.num_nextn_predict_layers or 0)):

@@ -56,8 +56,9 @@ class Mask:
         return self.sees(xp.arange(keys - queries, keys)[:, None], xp.arange(keys)[None])
 
 
-def both(masks):
-    """The mask of the pairs that all of the masks, a list, let see; None, for everywhere, where there is none."""
+@lru_cache(maxsize=32)
+def both(*masks):
+    """The mask of the pairs that all of the masks let see, the same object each time; for none None, for everywhere."""
     return reduce(Mask.__and__, masks) if masks else None
 
 

@@ -10,10 +10,8 @@ from types import SimpleNamespace
 from engine.backend import np, to_numpy, xp
 
 EVERYWHERE = SimpleNamespace(sees=lambda q, k: (q == q) & (k == k), tile=lambda *corners: (True, True), grain=1)
-EMPTY, FULL = (
-    -2,
-    -1,
-)  # kinds of tiles: no pair is seen, every pair is; others are mixed: 0, then the number of their bits
+# kinds of tiles: no pair is seen, every pair is; others are mixed: 0, and then the number of their bits
+EMPTY, FULL = -2, -1
 PAIRS = 2**20  # looked at at once
 
 

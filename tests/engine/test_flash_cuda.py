@@ -88,7 +88,7 @@ def masks_of_many_tiles(draw, batch, keys):
     parts += [sparse(draw(st.sampled_from(sorted(PATTERNS))), 2, draw(st.integers(10, 70)))] if draw(maybe) else []
     parts += [left_padding(keys, rng.integers(0, keys + 1, batch))] if draw(maybe) else []
     parts += [same_document(xp.asarray(np.sort(rng.integers(0, 4, (batch, keys)))))] if draw(maybe) else []
-    return both(parts)
+    return both(*parts)
 
 
 def left_padding(keys, first):
