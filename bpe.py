@@ -35,10 +35,9 @@ from collections import Counter
 from itertools import chain
 from math import log
 
-from engine import tokenizer_json
 from engine.merges import Cache, learn_merges, merge_word
-from engine.pretokenize import PATTERNS, PreTokenizer, published  # noqa: F401  PATTERNS: those of GPT-2, Llama 3, Qwen
-from engine.tokenizer_json import BYTE_CHARS, CHAR_BYTES, FLAGS  # noqa: F401  FLAGS: those of a special token
+from engine.pretokenize import PATTERNS, pre_tokenizer, published  # noqa: F401  PATTERNS: of GPT-2, Llama 3 and Qwen
+from engine.tokenizer_json import BYTE_CHARS, CHAR_BYTES, FLAGS, HALVES, Content, content, read  # noqa: F401
 
 # --- byte-pair encoding ---------------------------------------------------------------------------------------
 
@@ -55,11 +54,10 @@ def merge(tokens, pair):
 
 
 def textbook_learn(words, alphabet, vocab_size, score=lambda n_pair, n_left, n_right, n: n_pair):
-    """Sennrich et al. (2016), algorithm 1: all pairs are counted anew for each merge; the one with most points wins.
+    """Sennrich et al. (2016), algorithm 1: count all pairs anew, merge the best, until there are vocab_size tokens.
 
-    words: {tuple of tokens: how often it occurs}; alphabet: the tokens before any merge; score: of the counts of a pair,
-    of its two tokens, and of all tokens. Among equals the pair with the smallest ids wins. Returns ({token: id}, merges
-    in the order they were learned, as pairs of tokens).
+    words: {tuple of tokens: how often it occurs}; alphabet: the tokens before any merge; score: by the counts of a
+    pair, of its two tokens and of all; among equals the smallest ids win. Returns ({token: id}, merges in order).
     """
     vocab, merges = {token: i for i, token in enumerate(alphabet)}, []
     while len(vocab) < vocab_size:
@@ -72,8 +70,8 @@ def textbook_learn(words, alphabet, vocab_size, score=lambda n_pair, n_left, n_r
         if not pairs:
             break
         n = single.total()
-        points = {(a, b): score(n_pair, single[a], single[b], n) for (a, b), n_pair in pairs.items()}
-        best = min(points, key=lambda pair: (-points[pair], vocab[pair[0]], vocab[pair[1]]))
+        scores = {(a, b): score(n_pair, single[a], single[b], n) for (a, b), n_pair in pairs.items()}
+        best = min(pairs, key=lambda pair: (-scores[pair], vocab[pair[0]], vocab[pair[1]]))
         merges.append(best)
         vocab["".join(best)] = len(vocab)
         words = {merge(word, best): count for word, count in words.items()}
@@ -81,19 +79,19 @@ def textbook_learn(words, alphabet, vocab_size, score=lambda n_pair, n_left, n_r
 
 
 def spell(text):
-    """A text in one printable character for each byte of its UTF-8: itself where it can be, Ġ for a space."""
-    return "".join(BYTE_CHARS[byte] for byte in text.encode())
+    """A text in one printable character for each byte of its UTF-8: its own in Latin-1 if it can be, Ġ for a space."""
+    return text.encode().decode("latin-1").translate(BYTE_CHARS)
 
 
 def split_words(text):
-    """Pre-tokenization: the words, with the space before them, and the marks between, which no merge crosses."""
+    """Pre-tokenization: words, with the space before them, and the marks between. No merge crosses these pieces."""
     return re.findall(r" ?\w+| ?[^\w\s]+|\s+", text)
 
 
 def textbook_train(text, n_merges, split=split_words):
-    """({token: id}, merges) of a text, on its bytes."""
+    """({token: id}, merges) of byte-pair encoding, learned from a text."""
     words = Counter(tuple(spell(word)) for word in split(text))
-    return textbook_learn(words, sorted(BYTE_CHARS), 256 + n_merges)
+    return textbook_learn(words, sorted(BYTE_CHARS), len(BYTE_CHARS) + n_merges)
 
 
 def textbook_encode(text, vocab, merges, split=split_words):
@@ -114,10 +112,7 @@ def textbook_decode(ids, vocab):
 
 
 def cutter(special):
-    """A function from a text to [text, id, text, ...]: special tokens, {text: id}, cut out before anything is merged.
-
-    Of two that begin alike the longer one is found. Only where the caller allows it are special tokens cut out: a text
-    from outside could forge the end of a document.
+    """A function that cuts special tokens, {text: id}, out of a text before anything is merged; the longest first.
 
     >>> cutter({"<|endoftext|>": 0})("ayer<|endoftext|>hoy")
     ['ayer', 0, 'hoy']
@@ -160,32 +155,26 @@ def encode_wordpiece(text, vocab):
     """The longest piece that fits, from left to right (Devlin et al. 2019); a word that none spells is [UNK]."""
     pieces = []
     for word in words_of(text):
-        found, rest, mark = [], word, ""
-        while rest:
-            length = max((n for n in range(1, len(rest) + 1) if mark + rest[:n] in vocab), default=0)
-            if not length:
-                found = ["[UNK]"]
-                break
-            found.append(mark + rest[:length])
-            rest, mark = rest[length:], "##"
-        pieces += found
+        found, mark = [], ""
+        while word and (fit := [n for n in range(1, len(word) + 1) if mark + word[:n] in vocab]):
+            found.append(mark + word[: fit[-1]])
+            word, mark = word[fit[-1] :], "##"
+        pieces += ["[UNK]"] if word else found
     return pieces
 
 
 # --- the tokenizer that is used -------------------------------------------------------------------------------
 
 
-class Tokenizer(tokenizer_json.Content):
-    """Byte-level BPE as one tokenizer.json describes it; Hugging Face `tokenizers` gives the same ids with it.
+class Tokenizer(Content):
+    """Byte-level BPE as one tokenizer.json describes it, with which `tokenizers` of Hugging Face gives the same ids.
 
-    What the file says are attributes, listed in Content: special, bos, eos, vocab_size, token_bytes, config, ...
+    special, bos, eos, vocab_size and further attributes: see Content.
     """
 
     def __init__(self, config):
         super().__init__(config)
-        pre_tokenizer = PreTokenizer(config.get("pre_tokenizer"), self.added)
-        self.split = pre_tokenizer.split  # from a text without added tokens to its words
-        self._gather = pre_tokenizer.gather
+        self.split = pre_tokenizer(config.get("pre_tokenizer"))
         self._cutters = {allow: [cutter(self.added_tokens(n, allow)) for n in (False, True)] for allow in (False, True)}
         self._ids_of = Cache(self._encode_word)
 
@@ -193,7 +182,7 @@ class Tokenizer(tokenizer_json.Content):
         """The ids of a text, as `tokenizers` gives them with add_special_tokens=False.
 
         text: str, or bytes that need not be UTF-8; the half of a surrogate pair, which is no character, is encoded as
-        U+FFFD. The text of a special token gives its id only where `allow_special`; else it is text like any other.
+        U+FFFD. Text gives the id of a special token only where `allow_special`: else it could forge the end of itself.
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
@@ -207,14 +196,9 @@ class Tokenizer(tokenizer_json.Content):
                     ids.append(part)
         return ids
 
-    def encode_iter(self, chunks, allow_special=False):
-        """Yields the ids of a text that comes as an iterable of strings: those of `encode`, however long it is."""
-        for part in self._gather(chunks):
-            yield from self.encode(part, allow_special)
-
     def _encode_word(self, word):
-        """Bytes, then merges as in `textbook_encode`, but only the pairs that stand in the word are looked at."""
-        data = tokenizer_json.utf8(word)
+        """As `textbook_encode`, but only the pairs that stand in the word are looked at, not all merges."""
+        data = HALVES.sub("\ufffd", word).encode("utf-8", "surrogateescape")
         if data in self.whole:
             return [self.whole[data]]
         ids = [i for i in map(self.byte_ids.__getitem__, data) if i is not None]
@@ -252,20 +236,20 @@ def train(text, vocab_size, pattern="gpt2", special=("<|endoftext|>",)):
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {need}")
     if any(len(token) < 2 for token in special):
         raise ValueError("a special token must have at least two characters")
-    pre_tokenizer, words = published(pattern), Counter()
-    split = Tokenizer(tokenizer_json.content(alphabet, [], special, pre_tokenizer)).split
+    cut, words = published(pattern), Counter()
+    split = pre_tokenizer(cut)
     for document in [text] if isinstance(text, str) else text:
         words.update(split(document))
     if not words:
         raise ValueError("there is no text to train a tokenizer on")
-    # the merges of textbook_train; but only the pairs beside a merge are counted anew, so that megabytes take seconds
+    # the merges of textbook_learn, with only the pairs beside each merge counted anew: megabytes take seconds
     tokens, merges = learn_merges({spell(word): n for word, n in words.items()}, alphabet, vocab_size)
-    return Tokenizer(tokenizer_json.content(tokens, merges, special, pre_tokenizer))
+    return Tokenizer(content(tokens, merges, special, cut))
 
 
 def load(path):
     """The Tokenizer of a tokenizer.json. ValueError for a file that is not one, or asks for what bpe.py lacks."""
-    return tokenizer_json.read(path, Tokenizer)
+    return read(path, Tokenizer)
 
 
 if __name__ == "__main__":

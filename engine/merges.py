@@ -15,12 +15,11 @@ def learn_merges(words, alphabet, vocab_size):
     """Merges the most frequent pair, of equals the one with the smallest ids, until there are vocab_size tokens.
 
     words: {text: count}, spelled in the characters of `alphabet`, the tokens before any merge. Returns (tokens in order
-    of id, merges as pairs of tokens), those of the Hugging Face trainer.
+    of id, merges as pairs of tokens), which are those of the Hugging Face trainer.
 
-    A merge changes only the counts of the pairs beside it. A word is held as a string whose characters are
-    chr(token id): finding, cutting and comparing pairs are then string operations, done in C, and pairs order as their
-    ids do. The heap has for each pair the count at the time it was pushed; one that has fallen since is put right when
-    it comes to the top.
+    A merge changes only the counts of the pairs beside it. A word is a string whose characters are chr(token id): to
+    find, cut and compare pairs, in order of their ids, are then string operations, done in C. The heap has the count of
+    each pair when it was pushed; one that has fallen since is put right when it comes to the top.
     """
     tokens, known, merges = list(alphabet), set(alphabet), []
     table = {ord(token): chr(i) for i, token in enumerate(tokens) if len(token) == 1}
@@ -44,26 +43,24 @@ def learn_merges(words, alphabet, vocab_size):
             continue
         merges.append((tokens[ord(left)], tokens[ord(right)]))
         new = chr(len(tokens))
-        known.add(token)
         tokens.append(token)
+        known.add(token)
         where = defaultdict(list)  # the pairs that this merge makes
         for n in place:
             word, count = words[n], counts[n]
-            i = word.find(pair)
-            while i >= 0:
+            i = -1
+            while (i := word.find(pair, i + 1)) >= 0:
                 if i:
                     before = word[i - 1]
                     total[before + left] -= count
                     total[before + new] += count
                     where[before + new].append(n)
                 word = word[:i] + new + word[i + 2 :]
-                i += 1
-                if i < len(word):
-                    after = word[i]
+                if i + 1 < len(word):
+                    after = word[i + 1]
                     total[right + after] -= count
                     total[new + after] += count
                     where[new + after].append(n)
-                i = word.find(pair, i)
             words[n] = word
         for made, place in where.items():
             if total[made] > 0:

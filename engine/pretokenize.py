@@ -1,6 +1,6 @@
-r"""Pre-tokenization: a text is cut into the words that no merge crosses, as a published tokenizer.json says.
+"""Pre-tokenization: a text is cut into the words that no merge crosses, by the regular expressions of a tokenizer.json.
 
-Its regular expressions are written for another engine, Oniguruma; here they are translated, exactly, to Python's `re`.
+Those are written for another engine, Oniguruma; here they are translated, exactly, to Python's `re`.
 """
 
 import re
@@ -20,12 +20,10 @@ PATTERNS = {
 PATTERNS["qwen"] = PATTERNS["llama3"].replace("{1,3}", "")
 DIGITS = {True: r"\p{N}|\P{N}+", False: r"\p{N}+|\P{N}+"}  # each digit by itself, or runs of them
 COVERING = {*PATTERNS.values(), *DIGITS.values()}  # every character of a text is in some match
-
-# Between a letter or digit and one of these all of COVERING cut, without looking any further on either side, and NFC
-# composes nothing: a text can be cut there and encoded in parts. A part of BLOCK characters fits the processor's cache.
+# Between a letter or digit and one of these all of COVERING cut, without looking any further on either side: a text can
+# be cut there and split in parts. A part of BLOCK characters fits the processor's cache.
 EDGE, SPACE_EDGE = re.compile(r"(?<=[^\W_])[ \n.,;:!?、。，]"), re.compile(r"(?<=[^\W_]) ")
 BLOCK = 1 << 13
-
 # Text is mostly ASCII, and seldom beyond the basic plane: a class cut down to the characters that can occur is up to
 # four times as fast to match as the whole one, which has several hundred ranges.
 LIMITS = 0x7F, 0xFFFF, sys.maxunicode
@@ -39,23 +37,18 @@ def categories(limit):
 
 
 def char_class(name, negated, limit):
-    r"""The inside of a [class]: the characters up to `limit` in a category such as L or Lu, or in \s or \d.
-
-    \s is Unicode's White_Space, as for `tokenizers`; Python's \s has \x1c to \x1f too.
-    """
+    r"""The inside of a [class]: the characters up to `limit` in L, Lu, ..., \d, or \s (without \x1c to \x1f)."""
     known = re.fullmatch("s|d|[LMNPSZC]|L[ultmo]|M[nce]|N[dlo]|P[cdseifo]|S[mcko]|Z[slp]|C[cfnos]", name)
     refuse(not known, f"{shown(name)} as a class of characters in a split pattern")
     prefix = {"s": ("Z", "Cw"), "d": "Nd", "Cc": ("Cc", "Cw")}.get(name, name)
     grouped = groupby(categories(limit), lambda run: run[0].startswith(prefix) != negated)
-    ranges = [[*runs] for inside, runs in grouped if inside]
-    # a class must not be empty, but may have what cannot occur
-    return "".join(rf"\U{runs[0][1]:08x}-\U{runs[-1][2]:08x}" for runs in ranges) or rf"\U{sys.maxunicode:08x}"
+    ranges = [[*runs] for inside, runs in grouped if inside] or [[("", sys.maxunicode, sys.maxunicode)]]  # never empty
+    return "".join(rf"\U{runs[0][1]:08x}-\U{runs[-1][2]:08x}" for runs in ranges)
 
 
 def to_python(pattern, limit):
-    r"""A split pattern for the standard `re`, exact for texts with no character beyond `limit`.
-
-    \p{...}, \s and \d become explicit classes. ValueError for what `re` lacks, or reads otherwise than Oniguruma.
+    r"""A split pattern for `re`, exact for texts with no character beyond `limit`: \p{...}, \s and \d become classes.
+    ValueError for what `re` lacks, or reads otherwise than Oniguruma.
     """
     out, inside = [], False  # a [class]
     for m in re.finditer(r"\\[pP]\{\w+\}|\\.|&&|\(\?(?:<?[=!]|i?:)|\}\+|\(\?|.", pattern, re.S):
@@ -111,44 +104,29 @@ def pattern_of(part):
     return re.escape(string) if regex is None else regex
 
 
-class PreTokenizer:
-    """component: the pre_tokenizer of a tokenizer.json; added: texts of tokens that are cut out before."""
+def pre_tokenizer(component):
+    """A function from a text to an iterator over its words, as the pre_tokenizer of a tokenizer.json says."""
+    kinds = parts(component, "pretokenizers", "ByteLevel", "Digits", "Split")
+    types = [part["type"] for part in kinds]
+    refuse(types.count("ByteLevel") != 1 or types[-1] != "ByteLevel", "pre-tokenizers that do not end in ByteLevel")
+    patterns, with_space = [*map(pattern_of, kinds)], kinds[-1].get("add_prefix_space", True)
+    steps = [splitter(pattern) for pattern in patterns if pattern is not None]
+    if with_space:
+        steps.insert(len(kinds) - 1, lambda text: [text if text[0] == " " else " " + text])
+    known = {*patterns} & {*PATTERNS.values()} and {*patterns} <= COVERING | {None}
+    search = (SPACE_EDGE if with_space else EDGE).search if known else lambda text, start: None
 
-    def __init__(self, component, added):
-        steps = parts(component, "pretokenizers", "ByteLevel", "Digits", "Split")
-        last = [step["type"] == "ByteLevel" for step in steps]
-        refuse(sum(last) != 1 or not last[-1], "pre-tokenizers that do not end in ByteLevel")
-        patterns, with_space = [*map(pattern_of, steps)], steps[-1].get("add_prefix_space", True)
-        self._steps = [splitter(pattern) for pattern in patterns if pattern is not None]
-        if with_space:
-            self._steps.insert(len(steps) - 1, lambda text: [text if text[0] == " " else " " + text])
-        # where a text can be cut: nowhere if a pattern is not known, or an added token might lie across the cut
-        across = any(EDGE.search(unicodedata.normalize(form, token)) for token in added for form in ("NFC", "NFD"))
-        known = {*patterns} & {*PATTERNS.values()} and {*patterns} <= COVERING | {None}
-        self._edge = None if across or not known else SPACE_EDGE if with_space else EDGE
-
-    def split(self, text):
-        """An iterator over the words of a text without added tokens."""
-        pieces = filter(None, self.blocks(text))
-        for step in self._steps:
-            pieces = chain.from_iterable(map(step, pieces))
-        return pieces
-
-    def blocks(self, text):
-        """Cuts a text into blocks of about BLOCK characters, where that changes no id."""
+    def blocks(text):
         start = 0
-        while self._edge and (edge := self._edge.search(text, start + BLOCK)):
+        while edge := search(text, start + BLOCK):
             yield text[start : edge.start()]
             start = edge.start()
         yield text[start:]
 
-    def gather(self, chunks):
-        """Such blocks of a text that comes as an iterable of strings; a few at most are held at once."""
-        held, enough = "", 2 * BLOCK
-        for chunk in chunks:
-            held += chunk
-            if len(held) >= enough:
-                *ready, held = self.blocks(held)
-                yield from ready
-                enough = 2 * max(BLOCK, len(held))
-        yield held
+    def split(text):
+        pieces = filter(None, blocks(text))
+        for step in steps:
+            pieces = chain.from_iterable(map(step, pieces))
+        return pieces
+
+    return split

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import unicodedata
+from itertools import product
 
 from engine.files import read_json, shown
 
@@ -11,8 +12,7 @@ from engine.files import read_json, shown
 _others = [*range(33), *range(127, 161), 173]
 BYTE_CHARS = [chr(256 + _others.index(byte)) if byte in _others else chr(byte) for byte in range(256)]
 CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
-
-HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of surrogate pairs, but for the bytes in a surrogateescape
+HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of surrogate pairs, but for bytes that Python keeps as one
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
@@ -60,22 +60,20 @@ def template(post_processor):
 class Content:
     """What a tokenizer.json of byte-level BPE says, in ids; `config` is all of it.
 
-    vocab_size: one more than the largest id. token_bytes: the bytes of each id. special: {text: id} of the special
-    tokens. bos, eos: the ids that the file puts before and after a text. normalize: a function from text to text.
-    byte_ids: the id of each byte. ranks: {(left, right): rank} of the merges; results: the id that each makes. whole:
-    {bytes: id} of words that are tokens whether or not the merges make them. ValueError for what is not here.
+    vocab_size: one more than the largest id. token_bytes: of each id. special: {text: id} of the special tokens. bos,
+    eos: ids before and after a text. byte_ids: of each byte. ranks: {(left, right): rank} of the merges; results: the
+    id that each makes. whole: {bytes: id} of words that are tokens, merged or not. ValueError for what is not here.
     """
 
     def __init__(self, config):
         self.config, model = config, field(config, "model", dict)
-        refuse((kind := field(model, "type", str, optional=True) or "BPE") != "BPE", f"the model {shown(kind)}")
+        refuse((kind := model.get("type", "BPE")) != "BPE", f"the model {shown(kind)}")
         vocab, merges = field(model, "vocab", dict), field(model, "merges", list)
         for token in vocab:
             field(vocab, token, int)
         added = [t for t in field(config, "added_tokens", list, optional=True) or () if field(t, "content", str)]
-        for part in model, config, *added:
-            for option in REFUSED:
-                refuse(part.get(option), option)
+        for part, option in product((model, config, *added), REFUSED):
+            refuse(part.get(option), option)
         parts(config.get("decoder"), "decoders", "ByteLevel")
         nfc = parts(config.get("normalizer"), "normalizers", "NFC")
         self.normalize = (lambda text: unicodedata.normalize("NFC", text)) if nfc else str
@@ -120,29 +118,19 @@ class Content:
         }
 
     def save(self, path, **further):
-        """Writes tokenizer.json, atomically: to `path` if that ends in .json, else into the folder `path`.
-
-        In a folder tokenizer_config.json goes beside it, which AutoTokenizer of transformers wants; further: entries of
-        it, such as chat_template.
+        """Writes tokenizer.json, atomically: to `path` if that ends in .json, else into the folder `path`, beside the
+        tokenizer_config.json that AutoTokenizer of transformers wants; further: entries of that, such as chat_template.
         """
-        folder, contents = os.fspath(path), {os.fspath(path): self.config}
-        if not folder.endswith(".json"):
-            os.makedirs(folder, exist_ok=True)
+        files = {os.fspath(path): self.config}
+        if not os.fspath(path).endswith(".json"):
+            os.makedirs(path, exist_ok=True)
             settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
             end = {"eos_token": "<|endoftext|>"} if "<|endoftext|>" in self.special else {}
-            contents = {
-                f"{folder}/tokenizer_config.json": settings | end | further,
-                f"{folder}/tokenizer.json": self.config,
-            }
-        for path, value in contents.items():
+            files = {f"{path}/tokenizer_config.json": settings | end | further, f"{path}/tokenizer.json": self.config}
+        for path, content in files.items():
             with open(f"{path}.{os.getpid()}.part", "w", encoding="utf-8") as file:
-                json.dump(value, file, ensure_ascii=False, indent=2)
+                json.dump(content, file, ensure_ascii=False, indent=2)
             os.replace(file.name, path)
-
-
-def utf8(text):
-    """The bytes of a text, half of a surrogate pair as U+FFFD; what Python keeps of bytes that are not UTF-8 as it was."""
-    return HALVES.sub("\ufffd", text).encode("utf-8", "surrogateescape")
 
 
 def content(tokens, merges, special, pre_tokenizer):

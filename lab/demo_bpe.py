@@ -1,4 +1,4 @@
-"""Tokenizador, the demo of bpe.py: each tokenizer on words that its training text lacks, and what a vocabulary buys."""
+"""Tokenizador, the demo of bpe.py."""
 
 import os
 from pydoc_data.topics import topics
@@ -7,18 +7,18 @@ import bpe
 
 STEMS = """agot alarm abrum brill camin calm cant cautiv declar desafi estimul fabric fascin gobern habl inquiet
     interrog naveg observ oper particip penetr provoc refriger simul vigil""".split()
-SENTENCES = (
-    "ayer {0}aron sin descanso y hoy vuelven a {0}ar .",
-    "quien {0}a mucho acaba por no {0}ar nada , y {0}amos todos .",
-    "nadie {0}aba tanto como ella , que {0}ó toda la tarde .",
-    "lo {0}ado , {0}ado está , y las {0}adas también .",
-    "es un {0}ador muy serio , y ella es {0}adora desde niña .",
-    "resulta {0}ante , y los {0}antes lo saben .",
-)
+SENTENCES = """ayer {0}aron sin descanso y hoy vuelven a {0}ar .
+quien {0}a mucho acaba por no {0}ar nada , y {0}amos todos .
+nadie {0}aba tanto como ella , que {0}ó toda la tarde .
+lo {0}ado , {0}ado está , y las {0}adas también .
+es un {0}ador muy serio , y ella es {0}adora desde niña .
+resulta {0}ante , y los {0}antes lo saben .""".split("\n")
 
 
 def demo():
     """Each tokenizer on words that its training text lacks, and what a larger vocabulary buys."""
+    import matplotlib.pyplot as plt
+
     # of each stem most forms are in the training text; agotado, agotador, agotante are not, though agotar, agotaba are
     held = [(stem, n) for i, stem in enumerate(STEMS) for n in (3, 4, 5) if stem == "agot" or (i + n) % 7 == 0]
     seen = "\n".join(line.format(stem) for stem in STEMS for n, line in enumerate(SENTENCES) if (stem, n) not in held)
@@ -31,31 +31,26 @@ def demo():
         "characters": (len(set(seen)), lambda text: [c if c in seen else "?" for c in text], "?"),
         "bytes": (256, lambda text: [f"{byte:x}" for byte in text.encode()], None),
     }
-    print("the first ten merges:", *("".join(pair) for pair in trained.config["model"]["merges"][:10]))
     print(f"{'':11}vocabulary  tokens/word  unknown  agotador, agotado, agotante")
     for name, (vocabulary, encode, unknown) in rows.items():
         tokens, n_words = encode(unseen), len(bpe.words_of(unseen))
         shown = "   ".join("|".join(encode(word)) for word in (" agotador", " agotado", " agotante"))
         print(f"{name:11}{vocabulary:10}{len(tokens) / n_words:13.2f}{tokens.count(unknown) / n_words:9.0%}  {shown}")
-    draw([topics[name] for name in sorted(topics)], [300, 500, 1000, 2000, 4000, 8000])
 
-
-def draw(pages, sizes):
-    """Tokens per word and unknown words against the vocabulary, on every other page, those between being learned from."""
-    import matplotlib.pyplot as plt
-
-    seen, unseen = "\n".join(pages[::2]), "\n".join(pages[1::2])
-    tokens, unknown = [], []
+    pages, figure = [topics[name] for name in sorted(topics)], {}
     print("\nheld-out pages of Python's language reference\nvocabulary  BPE: tokens/word  words: unknown")
-    for size in sizes:
+    seen, unseen = "\n".join(pages[::2]), "\n".join(pages[1::2])
+    for size in 300, 500, 1000, 2000, 4000, 8000:
         words = bpe.encode_words(unseen, bpe.train_words(seen, size))
-        tokens.append(len(bpe.train(seen, size).encode(unseen)) / len(words))
-        unknown.append(100 * words.count("<unk>") / len(words))
-        print(f"{size:10}{tokens[-1]:17.2f}{unknown[-1]:15.1f}%")
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axis, values, label in zip(axes, (tokens, unknown), ("BPE: tokens per word", "words: % unknown")):
-        axis.plot([f"{size}" for size in sizes], values, "o-")
+        figure[str(size)] = (
+            len(bpe.train(seen, size).encode(unseen)) / len(words),
+            100 * words.count("<unk>") / len(words),
+        )
+        print("{:10}{:17.2f}{:15.1f}%".format(size, *figure[str(size)]))
+    picture, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, values, label in zip(axes, zip(*figure.values()), ("BPE: tokens per word", "words: % unknown")):
+        axis.plot(figure.keys(), values, "o-")
         axis.set(xlabel="vocabulary", ylabel=label, ylim=(0, 1.1 * max(values)))
     os.makedirs("figures", exist_ok=True)
-    figure.savefig("figures/bpe.png", dpi=120)
+    picture.savefig("figures/bpe.png", dpi=120)
     print("figures/bpe.png")
