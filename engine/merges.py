@@ -48,16 +48,17 @@ def learn_merges(words, alphabet, vocab_size):
         where = defaultdict(list)  # the pairs that this merge makes
         for n in place:
             word, count = words[n], counts[n]
-            i = -1
-            while (i := word.find(pair, i + 1)) >= 0:
+            i = 0
+            while (i := word.find(pair, i)) >= 0:
                 if i:
                     before = word[i - 1]
                     total[before + left] -= count
                     total[before + new] += count
                     where[before + new].append(n)
                 word = word[:i] + new + word[i + 2 :]
-                if i + 1 < len(word):
-                    after = word[i + 1]
+                i += 1
+                if i < len(word):
+                    after = word[i]
                     total[right + after] -= count
                     total[new + after] += count
                     where[new + after].append(n)
