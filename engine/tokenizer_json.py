@@ -6,7 +6,7 @@ import re
 import unicodedata
 from itertools import product
 
-from engine.files import read_json, shown
+from engine.files import read_object, replace, shown, write_text
 
 # The file writes a byte as a printable character: itself where Latin-1 has one, else one from U+0100 on.
 _others = [*range(33), *range(127, 161), 173]
@@ -128,9 +128,7 @@ class Content:
             end = {"eos_token": "<|endoftext|>"} if "<|endoftext|>" in self.special else {}
             files = {f"{path}/tokenizer_config.json": settings | end | further, f"{path}/tokenizer.json": self.config}
         for path, content in files.items():
-            with open(f"{path}.{os.getpid()}.part", "w", encoding="utf-8") as file:
-                json.dump(content, file, ensure_ascii=False, indent=2)
-            os.replace(file.name, path)
+            replace(path, lambda part: write_text(part, json.dumps(content, ensure_ascii=False, indent=2)))
 
 
 def content(tokens, merges, special, pre_tokenizer):
@@ -146,7 +144,7 @@ def content(tokens, merges, special, pre_tokenizer):
 
 def read(path, build):
     """What `build` makes of the content of a tokenizer.json. ValueError for a file that is not one."""
-    config = read_json(path)
+    config = read_object(path)
     try:
         return build(config)
     except RecursionError:

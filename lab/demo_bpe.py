@@ -1,4 +1,4 @@
-"""Tokenizador, the demo of bpe.py."""
+"""Tokenizador: the slide's tokenizers on words that their training text lacks, and what a larger vocabulary buys."""
 
 import os
 from pydoc_data.topics import topics
@@ -37,20 +37,20 @@ def demo():
         shown = "   ".join("|".join(encode(word)) for word in (" agotador", " agotado", " agotante"))
         print(f"{name:11}{vocabulary:10}{len(tokens) / n_words:13.2f}{tokens.count(unknown) / n_words:9.0%}  {shown}")
 
-    pages, figure = [topics[name] for name in sorted(topics)], {}
-    print("\nheld-out pages of Python's language reference\nvocabulary  BPE: tokens/word  words: unknown")
+    pages, found = [topics[name] for name in sorted(topics)], {}
     seen, unseen = "\n".join(pages[::2]), "\n".join(pages[1::2])
+    print("\nheld-out pages of Python's language reference\nvocabulary  BPE: tokens/word  words: unknown")
     for size in 300, 500, 1000, 2000, 4000, 8000:
         words = bpe.encode_words(unseen, bpe.train_words(seen, size))
-        figure[str(size)] = (
+        found[f"{size}"] = (
             len(bpe.train(seen, size).encode(unseen)) / len(words),
             100 * words.count("<unk>") / len(words),
         )
-        print("{:10}{:17.2f}{:15.1f}%".format(size, *figure[str(size)]))
-    picture, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axis, values, label in zip(axes, zip(*figure.values()), ("BPE: tokens per word", "words: % unknown")):
-        axis.plot(figure.keys(), values, "o-")
+        print("{:10}{:17.2f}{:15.1f}%".format(size, *found[f"{size}"]))
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, values, label in zip(axes, zip(*found.values()), ("BPE: tokens per word", "words: % unknown")):
+        axis.plot([*found], values, "o-")
         axis.set(xlabel="vocabulary", ylabel=label, ylim=(0, 1.1 * max(values)))
     os.makedirs("figures", exist_ok=True)
-    picture.savefig("figures/bpe.png", dpi=120)
+    figure.savefig("figures/bpe.png", dpi=120)
     print("figures/bpe.png")
