@@ -91,6 +91,7 @@ def test_training_wants_text_and_room():
         with pytest.raises(ValueError, match="no text"):
             bpe.train(empty, 300)
     assert bpe.train("text", 257).vocab_size == 257
+    assert bpe.train("text", 257, special=("<>",)).special == {"<>": 0}
     assert bpe.train("ab", 1000).vocab_size == 258  # all there is to merge is a and b
     assert bpe.train("ab", 1000, special=("<a>", "<b>", "<a>")).special == {"<a>": 0, "<b>": 1}
 
@@ -222,6 +223,8 @@ def test_wordpiece_merges_what_raises_the_likelihood():
     # xa is the most frequent pair, but x and a are with others as often; q and z only with each other
     text = "xa xb ya yb " * 10 + "qz " * 9
     assert bpe.train_wordpiece(text, 8) - bpe.train_wordpiece(text, 1) == {"qz"}
+    # c and d are together always, as a and b are, but that says little about a text in which they stand once
+    assert bpe.train_wordpiece("ab " * 100 + "cd", 6) - bpe.train_wordpiece("ab cd", 1) == {"ab"}
 
 
 def test_wordpiece_tells_the_beginning_of_a_word_from_its_middle():
