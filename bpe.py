@@ -189,7 +189,8 @@ class Tokenizer(Content):
         cut, cut_normalized = self._cutters[allow_special]
         ids = []
         for raw in cut(text):
-            for part in cut_normalized(self.normalize(raw)) if isinstance(raw, str) else [raw]:
+            parts = cut_normalized(self.normalize(raw)) if isinstance(raw, str) else [raw]
+            for part in parts:
                 if isinstance(part, str):
                     ids += chain.from_iterable(map(self._ids_of.__getitem__, self.split(part)))
                 else:
