@@ -168,8 +168,7 @@ def encode_wordpiece(text, vocab):
 
 class Tokenizer(Content):
     """Byte-level BPE as one tokenizer.json describes it, with which `tokenizers` of Hugging Face gives the same ids.
-
-    special, bos, eos, vocab_size and further attributes: see Content.
+    Its attributes special, bos, eos, vocab_size, token_bytes and others are described in Content.
     """
 
     def __init__(self, config):
@@ -186,8 +185,7 @@ class Tokenizer(Content):
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
-        cut, cut_normalized = self._cutters[allow_special]
-        ids = []
+        ids, (cut, cut_normalized) = [], self._cutters[allow_special]
         for raw in cut(text):
             parts = cut_normalized(self.normalize(raw)) if isinstance(raw, str) else [raw]
             for part in parts:
@@ -202,7 +200,9 @@ class Tokenizer(Content):
         data = HALVES.sub("\ufffd", word).encode("utf-8", "surrogateescape")
         if data in self.whole:
             return [self.whole[data]]
-        ids = [i for i in map(self.byte_ids.__getitem__, data) if i is not None]
+        ids = [*map(self.byte_ids.__getitem__, data)]
+        if None in ids:
+            ids = [i for i in ids if i is not None]
         return merge_word(ids, self.ranks, self.results)
 
     def decode_bytes(self, ids):
@@ -237,14 +237,14 @@ def train(text, vocab_size, pattern="gpt2", special=("<|endoftext|>",)):
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {need}")
     if any(len(token) < 2 for token in special):
         raise ValueError("a special token must have at least two characters")
-    cut, words = published(pattern), Counter()
+    words, cut = Counter(), published(pattern)
     split = pre_tokenizer(cut)
     for document in [text] if isinstance(text, str) else text:
         words.update(split(document))
     if not words:
         raise ValueError("there is no text to train a tokenizer on")
     # the merges of textbook_learn, with only the pairs beside each merge counted anew: megabytes take seconds
-    tokens, merges = learn_merges({spell(word): n for word, n in words.items()}, alphabet, vocab_size)
+    tokens, merges = learn_merges(words, alphabet, vocab_size)
     return Tokenizer(content(tokens, merges, special, cut))
 
 

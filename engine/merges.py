@@ -6,6 +6,8 @@ from heapq import heapify, heappop, heappush, heapreplace
 from itertools import repeat
 from operator import add
 
+from engine.tokenizer_json import BYTE_CHARS
+
 CACHED_WORDS, CACHED_LENGTH = 1 << 17, 64
 LONG_WORD = 200  # tokens from which a heap is faster than looking through the list
 NO_MERGE = sys.maxsize
@@ -14,16 +16,16 @@ NO_MERGE = sys.maxsize
 def learn_merges(words, alphabet, vocab_size):
     """Merges the most frequent pair, of equals the one with the smallest ids, until there are vocab_size tokens.
 
-    words: {text: count}, spelled in the characters of `alphabet`, the tokens before any merge. Returns (tokens in order
-    of id, merges as pairs of tokens), which are those of the Hugging Face trainer.
+    words: {text: count}; alphabet: the tokens before any merge, among them the 256 byte characters, in which all are
+    spelled. Returns (tokens in order of id, merges as pairs of tokens), which are those of the Hugging Face trainer.
 
     A merge changes only the counts of the pairs beside it. A word is a string whose characters are chr(token id): to
     find, cut and compare pairs, in order of their ids, are then string operations, done in C. The heap has the count of
     each pair when it was pushed; one that has fallen since is put right when it comes to the top.
     """
     tokens, known, merges = list(alphabet), set(alphabet), []
-    table = {ord(token): chr(i) for i, token in enumerate(tokens) if len(token) == 1}
-    counts, words = list(words.values()), [word.translate(table) for word in words]
+    table = [chr(tokens.index(char)) for char in BYTE_CHARS]
+    counts, words = list(words.values()), [word.encode().decode("latin-1").translate(table) for word in words]
     total, where = defaultdict(int), defaultdict(list)  # pair -> how often it occurs; the words where it may be
     for n, (word, count) in enumerate(zip(words, counts)):
         for pair in map(add, word, word[1:]):
