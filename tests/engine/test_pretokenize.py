@@ -84,4 +84,4 @@ def test_words_are_cut_as_published():
     assert words(r"\d", "a12 b") == ["a", "1", "2", " b"]  # what lies between the matches is a piece too
     assert words("b|", "abc") == ["a", "b", "c"]  # and so is what an empty match cuts
     spaced = pretokenize.pre_tokenizer({"type": "ByteLevel"})
-    assert [*spaced("a b")] == [" a", " b"] and [*spaced(" a")] == [" a"]
+    assert [*spaced("a.b c")] == [" a", ".", "b", " c"] and [*spaced(" a")] == [" a"]

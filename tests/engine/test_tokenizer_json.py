@@ -60,6 +60,18 @@ def test_ids_may_have_gaps():
     assert tokenizer.encode("<|end|>", allow_special=True) == [500]
 
 
+def test_added_tokens_are_cut_out_before_or_after_the_text_is_normalised():
+    added = [
+        {"id": i, "content": text, "normalized": i % 2 == 0, "special": i > 501}
+        for i, text in enumerate(["A\u030a", "B\u030a", "e\u0301", "o\u0301"], 500)
+    ]
+    content = tokenizer_json.Content(to_config(TOKENIZERS["gpt2"], added_tokens=added, normalizer={"type": "NFC"}))
+    assert content.added_tokens(normalized=True, allow_special=False) == {"Å": 500}
+    assert content.added_tokens(normalized=True, allow_special=True) == {"Å": 500, "é": 502}
+    assert content.added_tokens(normalized=False, allow_special=False) == {"B\u030a": 501}
+    assert content.added_tokens(normalized=False, allow_special=True) == {"B\u030a": 501, "o\u0301": 503}
+
+
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
