@@ -34,9 +34,10 @@ from codecs import getincrementaldecoder
 from collections import Counter
 from itertools import chain
 from math import log
+from unicodedata import normalize
 
 from engine.merges import Cache, learn_merges, merge_word
-from engine.pretokenize import PATTERNS, pre_tokenizer, published  # noqa: F401  PATTERNS: of GPT-2, Llama 3 and Qwen
+from engine.pretokenize import EDGE, PATTERNS, pre_tokenizer, published, reblocked  # noqa: F401  PATTERNS: by name
 from engine.tokenizer_json import BYTE_CHARS, CHAR_BYTES, FLAGS, HALVES, Content, content, read  # noqa: F401
 
 # --- byte-pair encoding ---------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ class Tokenizer(Content):
 
     def __init__(self, config):
         super().__init__(config)
-        self.split = pre_tokenizer(config.get("pre_tokenizer"))
+        self.split, self.blocks = pre_tokenizer(config.get("pre_tokenizer"))
         self._cutters = {allow: [cutter(self.added_tokens(n, allow)) for n in (False, True)] for allow in (False, True)}
         self._ids_of = Cache(self._encode_word)
 
@@ -194,6 +195,15 @@ class Tokenizer(Content):
                 else:
                     ids.append(part)
         return ids
+
+    def encode_iter(self, chunks, allow_special=False):
+        """Yields the ids of a text that comes as an iterable of strings, such as a file larger than memory: those of
+        `encode` on all of it. All is held where no place to cut is known: the split pattern is not in PATTERNS, or an
+        added token has a space or a punctuation mark after a letter.
+        """
+        across = any(EDGE.search(normalize(form, token)) for token in self.added for form in ("NFC", "NFD"))
+        for block in ["".join(chunks)] if across else reblocked(chunks, self.blocks):
+            yield from self.encode(block, allow_special)
 
     def _encode_word(self, word):
         """As `textbook_encode`, but only the pairs that stand in the word are looked at, not all merges."""
@@ -238,7 +248,7 @@ def train(text, vocab_size, pattern="gpt2", special=("<|endoftext|>",)):
     if any(len(token) < 2 for token in special):
         raise ValueError("a special token must have at least two characters")
     words, cut = Counter(), published(pattern)
-    split = pre_tokenizer(cut)
+    split, _ = pre_tokenizer(cut)
     for document in [text] if isinstance(text, str) else text:
         words.update(split(document))
     if not words:

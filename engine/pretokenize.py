@@ -105,7 +105,9 @@ def pattern_of(part):
 
 
 def pre_tokenizer(component):
-    """A function from a text to an iterator over its words, as the pre_tokenizer of a tokenizer.json says."""
+    """Two functions, as the pre_tokenizer of a tokenizer.json says: from a text to an iterator over its words, and to
+    one over blocks of about BLOCK characters, cut where that changes no word.
+    """
     kinds = parts(component, "pretokenizers", "ByteLevel", "Digits", "Split")
     types = [part["type"] for part in kinds]
     refuse(types.count("ByteLevel") != 1 or types[-1] != "ByteLevel", "pre-tokenizers that do not end in ByteLevel")
@@ -129,4 +131,16 @@ def pre_tokenizer(component):
             pieces = chain.from_iterable(map(step, pieces))
         return pieces
 
-    return split
+    return split, blocks
+
+
+def reblocked(chunks, blocks):
+    """The blocks of a text that comes as an iterable of strings, of which a few blocks are held at once."""
+    held, enough = "", 2 * BLOCK
+    for chunk in chunks:
+        held += chunk
+        if len(held) >= enough:
+            *ready, held = blocks(held)
+            yield from ready
+            enough = 2 * max(BLOCK, len(held))
+    yield held
