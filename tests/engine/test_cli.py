@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+
+from engine import cli
 
 ROOT = Path(__file__).parents[2]
 hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -26,6 +29,75 @@ def test_a_demo_takes_no_arguments(demo):
     assert process.returncode == 1 and not out
     assert err.startswith(b"error: ") and b"nofile.txt" in err and err.count(b"\n") == 1
 
+
+# --- options from a dataclass ---
+
+
+@dataclass(frozen=True)
+class Options:
+    word: str = cli.option("a", "one of three", choices=["a", "b", "c"])
+    size_of_it: int | None = cli.option(None, "how many", least=2, most=9)
+    rate: float = cli.option(0.5, "how fast", above=0)
+    files: list | None = cli.option(None, "texts", nargs="+", metavar="FILE", convert=sorted)
+    loud: bool = cli.option(False, "say it")
+
+
+def test_a_dataclass_is_a_command_line(capsys):
+    assert cli.given([], "", Options) == {} and cli.settings(Options, [], "") == Options()
+    words = "--word b --size-of-it 3 --rate 2 --files y x --loud".split()
+    given = {"word": "b", "size_of_it": 3, "rate": 2.0, "files": ["x", "y"], "loud": True}
+    assert cli.given(words, "", Options) == given and cli.settings(Options, words, "") == Options(**given)
+    with pytest.raises(SystemExit):
+        cli.given(["--help"], "What it does.", Options)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "What it does." in said and "--rate N how fast (default 0.5)" in said and "--loud say it" in said
+    assert "--word {a,b,c} one of three (default a)" in said and "--size-of-it N how many --rate" in said
+    assert "--files FILE [FILE ...]" in said
+
+
+def test_the_options_of_two_dataclasses_stand_beside_each_other():
+    @dataclass
+    class More:
+        more: int | None = cli.option(None, "another", nargs="?", const=7)
+
+    assert cli.given(["--more", "--word", "c"], "", Options, More) == {"more": 7, "word": "c"}
+
+
+@pytest.mark.parametrize(
+    "words, what",
+    [
+        ("--word d", "--word: invalid choice: 'd'"),
+        ("--size-of-it 1", "--size-of-it must be at least 2"),
+        ("--size-of-it 10", "--size-of-it must be at most 9"),
+        ("--size-of-it x", "--size-of-it: invalid int value: 'x'"),
+        ("--rate 0", "--rate must be more than 0"),
+        ("--rate nan", "--rate must be more than 0"),
+        ("--rate inf", "--rate must be finite"),
+        ("--none", "--none"),
+        ("word", "word"),
+    ],
+)
+def test_what_is_out_of_its_range_is_one_sentence(words, what):
+    with pytest.raises(ValueError, match=f"^[^\n]*{what}[^\n]*$"):
+        cli.settings(Options, words.split(), "")
+
+
+WRONG = {"word": [None, "d", 1, [], {}], "size_of_it": [1, 2.0, "3", True, [3]], "files": ["x", [1], [None], {}]}
+WRONG |= {"rate": [None, True, "1", [], float("inf"), -1], "loud": [None, 0, "yes"]}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_value_that_no_command_line_could_give_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} (cannot|must) be .{{1,60}}$"):
+        cli.check(replace(Options(), **{name: value}))
+
+
+def test_every_value_that_an_option_may_have_is_let_through():
+    for given in {"size_of_it": None}, {"size_of_it": 2}, {"size_of_it": 9}, {"rate": 1}, {"files": []}, {"loud": True}:
+        cli.check(replace(Options(), **given))
+
+
+# --- how a command line ends ---
 
 BUSY = r"""
 import os
