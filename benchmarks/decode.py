@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import cells, columns, compare, demand, header, installed, options, row, sides
 
 import bpe
-import chat
+import finetune
 import model
 from checkpoint import config_from_json
 from engine import cli
@@ -44,8 +44,8 @@ def tiny_checkpoint(folder):
 def prompt_of(folder, text):
     """The text's token ids, as a user's turn where the model can converse."""
     tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
-    if chat.has_format(tokenizer):
-        return chat.prompt(tokenizer, [{"role": "user", "content": text}])
+    if finetune.has_format(tokenizer):
+        return finetune.prompt(tokenizer, [{"role": "user", "content": text}])
     return tokenizer.bos + tokenizer.encode(text)
 
 

@@ -24,6 +24,7 @@ import model
 import train
 from checkpoint import config_from_json
 from engine import cli
+from engine.runs import keep_freed_memory
 from engine.threads import cores, thread_pool
 from optim import Optimizer, clip
 
@@ -52,7 +53,7 @@ def setting(size, args):
 
 def ours(params, config, tokens, targets, micro_batch, parallel_map):
     """gradient() -> (loss, grads), and update(grads), which changes `params` in place: a step as train.py does it."""
-    train.keep_freed_memory()
+    keep_freed_memory()
     optimizer = Optimizer("adamw", LEARNING_RATE, DECAY)
 
     def gradient():

@@ -33,6 +33,11 @@ def to_numpy(array):
     return array if isinstance(array, np.ndarray) else xp.asnumpy(array)
 
 
+def rows_of(arrays, rows):
+    """Those rows of NumPy arrays, where the model computes; for an array that is None, None."""
+    return [None if array is None else xp.asarray(array[rows]) for array in arrays]
+
+
 def scatter_add(target, index, rows):
     """target[index[i]] += rows[i] for every i, where an index may come more than once.
 

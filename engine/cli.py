@@ -25,6 +25,7 @@ def option(default, text, **more):
     return field(default=default, metadata={"text": text} | more)
 
 
+FILES = {"nargs": "+", "metavar": "FILE", "convert": lambda paths: [os.path.abspath(path) for path in paths]}
 RANGE = {"least": (operator.ge, "at least"), "above": (operator.gt, "more than"), "most": (operator.le, "at most")}
 
 

@@ -5,8 +5,8 @@ of its library. They are also questions with answers, as a docstring's first sen
 
     What does shutil.copyfile do?    Copy data from src to dst in the most efficient way possible.
 
-Whatever is learned from comes in three parts: one to train on; one for validation, by which the best step and every
-setting are chosen; and one for the test, which chooses nothing and is read once, at the end.
+Whatever is learned from comes in three parts: one to train on; one for validation, by which the step that is kept is
+chosen (and any setting that you try); and one for the test, which chooses nothing and is read only when a run ends.
 """
 
 import ast
@@ -85,9 +85,10 @@ def unread(texts, known):
 def texts(paths):
     """Texts to train on, to validate on and to test on: three lists of strings.
 
-    Files: the last tenth of each is for the test, and a twentieth of what comes before it for validation. That is its
-    middle, so that the model has read what the test goes on with: in a book, the people of its last chapters. No file:
-    Python's documents, of which what is held out has no paragraph of what is trained on.
+    Files: the last tenth of each is for the test, and a twentieth of the other nine for validation, taken from the
+    middle of those nine tenths, not from their end, so that the model is trained on what comes right before the test:
+    in a book, on the people of its last chapters. No file: Python's documents, of which what is held out has no
+    paragraph of what is trained on.
     """
     if not paths:
         documents = python_documentation()
@@ -103,13 +104,52 @@ def texts(paths):
     return training, validation, test
 
 
+def as_tokens(parts, tokenizer, ends, context):
+    """The three parts of `texts` as token ids, an array each, and how many tokens a byte each of them has.
+
+    A text begins with the token that its tokenizer begins texts with, or with the first in `ends`: ids that end or
+    begin a text, some of which may be None. ValueError where there is none, and for parts shorter than the context.
+    """
+    begin = tokenizer.bos or [int(token) for token in ends if token is not None][:1]
+    if not begin:
+        raise ValueError("neither the tokenizer nor config.json has a token that begins or ends a text")
+    small, tokens = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, []
+    for purpose, part in zip(("train", "validate", "test"), parts):
+        tokens.append(np.array([i for text in part for i in (*begin, *tokenizer.encode(text))], small))
+        if len(tokens[-1]) < context + 2:
+            raise ValueError(f"{len(tokens[-1])} tokens to {purpose} on are too few for a --context of {context}")
+    sizes = [sum(len(text.encode()) for text in part) for part in parts]
+    print(f"data       {sizes[0]:,} bytes to train on, {sizes[1]:,} for validation, {sizes[2]:,} for the test")
+    print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {sizes[0] / len(tokens[0]):.2f} bytes each")
+    return tokens, [(len(ids) - 1) / size for ids, size in zip(tokens, sizes)]
+
+
+def rows(ids, context, fill):
+    """An array of ids, cut into rows of the context, the last filled up: (rows, context)."""
+    return np.pad(ids, (0, -len(ids) % context), constant_values=fill).reshape(-1, context)
+
+
+def evenly(arrays, most=None):
+    """So many rows of arrays of one length, evenly spaced; None = all. An array that is None stays None."""
+    count = len(arrays[0])
+    rows = np.linspace(0, count - 1, min(most or count, count)).astype(int)
+    return [None if array is None else array[rows] for array in arrays]
+
+
+def epochs(count, size, step, seed):
+    """The rows of batch number `step`, (size,): each of `count` comes once before any comes again, in a new order."""
+    epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), count)
+    order = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in {*epochs}}
+    return [order[epoch][place] for epoch, place in zip(epochs, places)]
+
+
 # -------------------------------------------------------------------------------------- conversations
 
 
 def questions():
     """Questions and answers made of Python's docstrings: {module: [(name, answer, docstring)]}.
 
-    name: as `shutil.copyfile`, of a public function or class. answer: the docstring's first sentence.
+    name: as `shutil.copyfile`, of whatever has no underscore inside its module. answer: the docstring's first sentence.
     """
 
     def asked(module, found):

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 import bpe
-import chat
+import finetune
 import model
 from engine import corpus
 from engine.batches import as_rows, copied, evaluate
@@ -101,12 +101,12 @@ class Assistant:
         params, self.config = model.load(folder, mapped=False)
         self.params, self.parallel_map = copied(params), parallel_map
         self.tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
-        self.end, self.rng = chat.end_token(self.tokenizer), np.random.default_rng(seed)
+        self.end, self.rng = finetune.end_token(self.tokenizer), np.random.default_rng(seed)
         training, _, test = corpus.split_questions()
         self.training, self.held_out = ([part[i] for i in self.rng.permutation(len(part))] for part in (training, test))
 
     def prompt(self, text):
-        return chat.prompt(self.tokenizer, [{"role": "user", "content": text}])
+        return finetune.prompt(self.tokenizer, [{"role": "user", "content": text}])
 
     def prompts(self, questions):
         return [self.prompt(asked(question)) for question in questions]
@@ -140,8 +140,8 @@ class Assistant:
     def save(self, folder, params):
         os.makedirs(folder, exist_ok=True)
         model.save(folder, {name: w for name, w in params.items() if name != "score.weight"}, self.config)
-        _, end, _ = chat.chat_format(self.tokenizer)
-        self.tokenizer.save(folder, eos_token=end, chat_template=chat.jinja(self.tokenizer))
+        _, end, _ = finetune.chat_format(self.tokenizer)
+        self.tokenizer.save(folder, eos_token=end, chat_template=finetune.jinja(self.tokenizer))
 
 
 def win_rate(mine, theirs, noticeable=0.0):

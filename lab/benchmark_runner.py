@@ -7,7 +7,7 @@ import sys
 import types
 
 import bpe
-import chat
+import finetune
 import model
 from engine import cli, np, xp
 from lab import tasks
@@ -27,14 +27,14 @@ def connect(folder):
     context = config.max_position_embeddings
     if not config.causal:
         raise ValueError(f"{folder}: this model was trained to fill gaps and cannot continue a text")
-    chats = chat.has_format(tokenizer)
+    chats = finetune.has_format(tokenizer)
     ends = [] if config.eos_token_id is None else list(np.atleast_1d(config.eos_token_id))
-    ends += [chat.end_token(tokenizer)] if chats else []
+    ends += [finetune.end_token(tokenizer)] if chats else []
 
     def answers(prompt, task, draws, length, rng):
         ids, stops = tokenizer.bos + tokenizer.encode(prompt), task.stops
         if chats:
-            ids, stops = chat.prompt(tokenizer, [{"role": "user", "content": task.chat.format(prompt)}]), ()
+            ids, stops = finetune.prompt(tokenizer, [{"role": "user", "content": task.chat.format(prompt)}]), ()
         length, texts = min(length, context - len(ids)), []
         if length < 1:
             return None

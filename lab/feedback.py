@@ -9,32 +9,31 @@ import os
 from time import perf_counter
 
 import bpe
-import chat
 import checkpoint
+import finetune
 import model
 import rlhf
-import train
-from engine import cli, np, xp
+from engine import cli, np, runs, xp
 from engine.batches import evaluate, flat
 from engine.files import replace, write_text
 from engine.progress import clock
 from engine.threads import cores, thread_pool
-from lab import annotator
+from lab import annotator, pretrain
 from lab.annotator import LONGEST, MISTAKES, NOTICEABLE, Assistant, at_matched_length, win_rate
 
 
 def prepare(init, folder, minutes, seed, threads):
     """The folder of an instruct model: `init` if it is one, else made of it or, without it, of nothing."""
-    if init is not None and chat.has_format(bpe.load(os.path.join(init, "tokenizer.json"))):
+    if init is not None and finetune.has_format(bpe.load(os.path.join(init, "tokenizer.json"))):
         print(f"{init} has the tokens of a chat, and is taken for an instruct model")
         return init
-    fit = lambda out, **given: train.train(train.Run(train.complete({"seed": seed, "threads": threads} | given), out))
+    common = {"seed": seed, "threads": threads}
     base, instruct = init or os.path.join(folder, "base"), os.path.join(folder, "instruct")
     if init is None:
         print("1. pre-training: a language model", flush=True)
-        fit(base, minutes=0.2 * minutes)
+        pretrain.pretrain(common | {"out": base, "minutes": 0.2 * minutes})
     print("\n2. fine-tuning: an assistant", flush=True)
-    fit(instruct, init=base, finetune=[], minutes=0.11 * minutes)
+    finetune.finetune(common | {"out": instruct, "init": base, "minutes": 0.11 * minutes})
     return instruct
 
 
@@ -268,7 +267,7 @@ def main(argv=None):
         parser.error("--threads must be at least 1, and --seed at least 0")
     if args.init is not None:
         checkpoint.existing(args.init)
-    began, folder = perf_counter(), args.out or train.new_folder()
+    began, folder = perf_counter(), args.out or runs.new_folder()
     going_on = args.human and os.path.exists(os.path.join(folder, "comparisons.jsonl"))
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)) and not going_on:
         raise ValueError(f"{folder} holds something already: name another --out")

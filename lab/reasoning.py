@@ -11,15 +11,15 @@ from collections import Counter
 import numpy as np
 
 import bpe
-import chat
 import cot
+import finetune
 import model
 from cot import answer_in, sample
 from engine import cli
 from engine.progress import clock
+from engine.runs import keep_freed_memory
 from engine.threads import cores, thread_pool
 from evals import proportion
-from train import keep_freed_memory
 
 N = 8  # chains a problem
 WAYS = {"direct": "at once", "cot": "in steps", "sampled": "sampled"}  # name in summary.json: name on paper
@@ -196,9 +196,9 @@ def zero_shot(folder, question, max_new_tokens=300):
     params, config = model.load(folder)
     tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
     ends = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
-    stop = [chat.end_token(tokenizer), *ends]
+    stop = [finetune.end_token(tokenizer), *ends]
     for suffix in "", "\nLet's think step by step.":
-        ids = chat.prompt(tokenizer, [{"role": "user", "content": question + suffix}])
+        ids = finetune.prompt(tokenizer, [{"role": "user", "content": question + suffix}])
         room = config.max_position_embeddings - len(ids)
         if room < 1:
             raise ValueError(f"a question of {len(ids)} tokens leaves no room for an answer")

@@ -4,6 +4,7 @@ import os
 import sys
 
 import bpe
+import finetune
 from architectures import ARCHITECTURES, costs
 from engine import cli, np
 from model import fill, generate, load
@@ -75,9 +76,7 @@ def converse(tokenizer, answer, stop, room, system=None):
     answer(ids) -> text: the model. stop: ids that end its turn, to which the chat's own is added. room: tokens for all
     that was said.
     """
-    import chat
-
-    stop.append(chat.end_token(tokenizer))
+    stop.append(finetune.end_token(tokenizer))
     first = [] if system is None else [{"role": "system", "content": system}]
     turns = []
     while True:
@@ -88,7 +87,7 @@ def converse(tokenizer, answer, stop, room, system=None):
         if not said.strip():
             return
         kept = [*turns, {"role": "user", "content": said}]
-        while len(ids := chat.prompt(tokenizer, first + kept)) > room and len(kept) > 1:
+        while len(ids := finetune.prompt(tokenizer, first + kept)) > room and len(kept) > 1:
             del kept[:2]
         if len(ids) > room:
             print(f"that is {len(ids)} tokens, and there is room for {room}: say less at a time", file=sys.stderr)

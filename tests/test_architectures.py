@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from test_model import EXPERTS, LATENT, TINY, VARIANTS, variant
@@ -10,7 +11,7 @@ from test_model import EXPERTS, LATENT, TINY, VARIANTS, variant
 import architectures
 import model
 from checkpoint import config_from_json, config_to_json
-from engine import xp
+from engine import flash, xp
 
 
 @settings(max_examples=30, deadline=None)
@@ -172,3 +173,30 @@ def test_the_cost_of_a_dense_token_by_hand():
 def test_latents_make_the_cache_small():
     c = architectures.costs(dataclasses.replace(TINY, **LATENT))
     assert c["cache"] == TINY.num_hidden_layers * (5 + 4)
+
+
+# --- siblings ---
+
+SIZES = {"layers": 4, "hidden": 128, "heads": 2, "kv_heads": 1, "context": 256, "feed_forward": None, "attention": None}
+SIZES |= {"experts": 8, "experts_per_token": 2}
+
+
+@pytest.mark.parametrize("experts", [1, 2, 5, 8, 12])
+@pytest.mark.parametrize("arch", [name for name, c in model.ARCHITECTURES.items() if c.experts])
+def test_any_number_of_experts_fits_the_sibling(arch, experts):
+    config = architectures.sibling(arch, 300, **SIZES | {"experts": experts, "experts_per_token": 1})
+    if arch == "deepseek-v3":  # groups of at least two, half of which are used
+        assert (config.n_group, config.topk_group) == {8: (4, 2), 12: (6, 3), 2: (1, 1)}.get(experts, (1, 1))
+    assert config.experts == experts and not config.norm_topk_prob  # which would leave the router without a gradient
+
+
+@pytest.mark.parametrize("attention, exponent", [("sliding", 2), ("strided", 1.5), ("fixed", 1.5), ("bigbird", 1)])
+def test_the_work_of_sparse_attention_grows_as_the_docstring_says(attention, exponent):
+    """Keys that are looked at, as the context of a sibling grows; a sliding window is a fixed share of it."""
+    work = []
+    for context in 1024, 16384:
+        config = architectures.sibling("qwen3", 300, **SIZES | {"attention": attention, "context": context})
+        mask = model.layer_options(config, np.zeros((1, context), int), np.float32)[0].mask
+        plan = flash.plan(mask, context, context, 16, 16, 16)
+        work.append(sum((rows.stop - rows.start) * sum(flash.length(c) for c, _ in columns) for rows, columns in plan))
+    assert np.log(work[1] / work[0]) / np.log(16) == pytest.approx(exponent, abs=0.1)

@@ -244,5 +244,5 @@ def test_a_name_of_a_published_model_is_answered_with_how_to_download_it(tmp_pat
 def test_going_on_with_a_damaged_config_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": "many"}))
     with pytest.raises(ValueError, match="max_position_embeddings") as refusal:
-        train.complete({"init": str(tmp_path)})
+        train.complete(train.Training(init=str(tmp_path)))
     assert_one_sentence(refusal.value, tmp_path)

@@ -12,6 +12,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from dataclasses import field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,10 +20,10 @@ import numpy as np
 import pytest
 
 import cot
+import finetune
 import layers
-import train
 from engine import corpus, to_numpy, xp
-from lab import annotator, demo_attention, demo_moe, feedback, reasoning
+from lab import annotator, demo_attention, demo_moe, feedback, pretrain, reasoning
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ COMMANDS = commands(README)
 def test_nothing_is_overlooked():
     scripts = {script for script, *_ in COMMANDS}
     assert {"bpe.py", "posenc.py", "attention.py", "moe.py", "model.py"} <= scripts
-    assert {"train.py", "rlhf.py", "cot.py", "evals.py"} <= scripts
+    assert {"train.py", "finetune.py", "rlhf.py", "cot.py", "evals.py"} <= scripts
     shell = [line for block in blocks(README, "sh") for line in block.splitlines() if line.startswith("python ")]
     assert len(shell) >= 10
     assert all(shlex.split(line, comments=True)[1:] in COMMANDS for line in shell)
@@ -82,8 +83,8 @@ def world(tmp_path_factory):
     turns = [[{"role": "user", "content": f"{a}?"}, {"role": "assistant", "content": b}] for a in words for b in words]
     Path(chats).write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
     base, tuned = str(folder / "runs" / "book"), str(folder / "runs" / "2")
-    train.main([*SIZES, "--data", book, "--steps", "2", "--out", base])
-    train.main(["--finetune", chats, "--init", base, "--steps", "1", "--out", tuned])
+    pretrain.main([*SIZES, "--data", book, "--steps", "2", "--out", base])
+    finetune.main(["--data", chats, "--init", base, "--steps", "1", "--out", tuned])
     for name, like in {"checkpoint": base, "runs/1": base, "DIR": tuned, "runs/assistant": tuned}.items():
         shutil.copytree(like, folder / name)
     return folder
@@ -101,9 +102,14 @@ def here(world, library, tmp_path, monkeypatch):
     )  # of this library, only here
     for module in reasoning, feedback:
         monkeypatch.setattr(module, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
-    for name, value in TINY.items():
-        kind, _, text = train.SETTINGS[name]
-        monkeypatch.setitem(train.SETTINGS, name, (kind, value, text))
+    small = [
+        (one.name, one.type, field(default=TINY[one.name], metadata=one.metadata))
+        for one in fields(pretrain.Settings)
+        if one.name in TINY
+    ]
+    monkeypatch.setattr(
+        pretrain, "Settings", make_dataclass("Settings", small, bases=(pretrain.Settings,), frozen=True)
+    )
     return folder
 
 
@@ -173,9 +179,9 @@ def small(script, arguments):
         arguments += ["--max-new-tokens", "3"]
     if script == "evals.py" and "--load" in given:
         arguments += ["--limit", "1"]
-    if script == "train.py":
+    if script in ("train.py", "finetune.py"):
         arguments += ["--steps", "3"]
-        if not given & {"--init", "--resume"}:
+        if script == "train.py" and not given & {"--init", "--resume"}:
             arguments += SIZES
     if script == "rlhf.py":
         arguments += ["--minutes", "0.01"]
@@ -193,7 +199,12 @@ SHORT = {  # the three that take long
     ("moe.py",): lambda: demo_moe.demo(steps=20, counts=(2,)),
     ("cot.py",): lambda: short_cot("--minutes", "0.01"),
 }
-MADE = {"train.py": "model.safetensors", "rlhf.py": "summary.json", "cot.py": "summary.json"}
+MADE = {
+    "train.py": "model.safetensors",
+    "finetune.py": "model.safetensors",
+    "rlhf.py": "summary.json",
+    "cot.py": "summary.json",
+}
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

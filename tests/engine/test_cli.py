@@ -22,7 +22,7 @@ def command(*arguments, stdout=subprocess.PIPE, **environment):
     return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, preexec_fn=hear, **pipes)
 
 
-@pytest.mark.parametrize("demo", ["bpe", "posenc", "attention", "moe", "chat", "evals"])
+@pytest.mark.parametrize("demo", ["bpe", "posenc", "attention", "moe", "evals"])
 def test_a_demo_takes_no_arguments(demo):
     process = command(f"{demo}.py", "nofile.txt")
     out, err = process.communicate(timeout=60)

@@ -12,8 +12,7 @@ import pytest
 import bpe
 import model
 import rlhf
-import train
-from lab import feedback
+from lab import feedback, pretrain
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +41,7 @@ def base(tmp_path_factory):
     sizes = {"layers": 1, "hidden": 16, "heads": 2, "kv_heads": 1, "vocab": 300, "batch": 4, "steps": 3, "context": 160}
     path = folder.parent / "text.txt"
     path.write_text("What does it do? Return the name of the file.\n" * 400)
-    train.train(train.Run(train.complete(sizes | {"data": [str(path)]}), str(folder)))
+    pretrain.pretrain(sizes | {"data": [str(path)], "out": str(folder)})
     return folder
 
 

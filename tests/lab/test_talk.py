@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_finetune import TOKENIZERS, assistant, user
 from test_model import TINY
 
 import bpe
-import chat
+import finetune
 import model
 from lab import talk
 
@@ -42,7 +44,7 @@ def test_a_chat_answers_forgets_its_beginning_and_survives_a_line_too_long(talke
     turns, expected, forgotten = [], "", 0
     for line in lines:
         kept = [*turns, {"role": "user", "content": line}]
-        while len(prompt := chat.prompt(tokenizer, kept)) > room and len(kept) > 1:
+        while len(prompt := finetune.prompt(tokenizer, kept)) > room and len(kept) > 1:
             kept = kept[2:]
         expected += "> "
         if len(prompt) > room:
@@ -94,7 +96,7 @@ def test_a_model_that_never_was_in_a_chat_says_so(talker, tmp_path):
     model.save(tmp_path, *model.load(talker))
     bpe.train("the cat sat on a mat", 257).save(tmp_path)
     done = command("--load", tmp_path, "--chat", said=b"the cat\n")
-    assert done.returncode == 1 and b"--finetune" in done.stderr and done.stderr.count(b"\n") == 1
+    assert done.returncode == 1 and b"finetune.py" in done.stderr and done.stderr.count(b"\n") == 1
     assert command("--chat").returncode == 1
 
 
@@ -103,3 +105,65 @@ def test_the_table_names_the_six_and_their_sizes(capsys):
     out = capsys.readouterr().out
     for name, config in model.ARCHITECTURES.items():
         assert any(name in line and f"{talk.costs(config)['parameters']:,}" in line for line in out.splitlines())
+
+
+# --- the conversation in the terminal ---
+
+
+def converse(lines, room, monkeypatch, system=None):
+    """What the model was asked, as text, in a conversation of these lines; it answers "ok 1", "ok 2", ..."""
+    tokenizer, asked, stop, lines = TOKENIZERS["published ChatML"], [], [], iter(lines)
+
+    def answer(ids):
+        assert len(ids) <= room
+        asked.append(tokenizer.decode(ids))
+        return f"ok {len(asked)}"
+
+    def read(prompt):
+        for line in lines:
+            return line
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", read)
+    talk.converse(tokenizer, answer, stop, room, system)
+    assert stop == [finetune.end_token(tokenizer)]
+    return asked
+
+
+def text_of(*messages):
+    tokenizer = TOKENIZERS["published ChatML"]
+    return tokenizer.decode(finetune.prompt(tokenizer, list(messages)))
+
+
+def test_the_model_is_asked_with_all_that_was_said(monkeypatch):
+    asked = converse(["a", "b", "", "never"], 1000, monkeypatch, "be brief")
+    system = {"role": "system", "content": "be brief"}
+    assert asked == [text_of(system, user("a")), text_of(system, user("a"), assistant("ok 1"), user("b"))]
+
+
+def test_the_oldest_turns_are_forgotten_and_the_system_message_never(monkeypatch):
+    system = {"role": "system", "content": "be brief"}
+    three = system, user("b"), assistant("ok 2"), user("c")
+    # there would be room for an answer whose question is forgotten
+    room = len(finetune.prompt(TOKENIZERS["published ChatML"], [*three, assistant("ok 1")]))
+    asked = converse(["a", "b", "c"], room, monkeypatch, "be brief")
+    assert asked == [
+        text_of(system, user("a")),
+        text_of(system, user("a"), assistant("ok 1"), user("b")),
+        text_of(*three),
+    ]
+
+
+def test_a_line_too_long_is_refused_and_nothing_is_forgotten(monkeypatch, capsys):
+    asked = converse(["a", "the cat " * 99, "b"], 80, monkeypatch)
+    assert asked == [text_of(user("a")), text_of(user("a"), assistant("ok 1"), user("b"))]
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"that is \d+ tokens, and there is room for 80: .*\n", error)
+
+
+def test_what_the_model_says_is_no_special_token_when_it_comes_back(monkeypatch):
+    tokenizer, asked = TOKENIZERS["published ChatML"], []
+    lines = iter(["a", "b"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
+    talk.converse(tokenizer, lambda ids: asked.append(ids) or "<|im_start|>", [], 1000)
+    assert asked[1].count(tokenizer.special["<|im_start|>"]) == 4

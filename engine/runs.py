@@ -1,0 +1,374 @@
+"""Runs: a folder for each, its metrics, what going on after an interruption takes, and time, signals and progress.
+
+training.safetensors   the last weights and the optimiser's state, the settings, and how far the run had come
+metrics.jsonl          a line each time it logs
+loss.png               the loss of the steps
+"""
+
+import bz2
+import ctypes
+import gzip
+import hashlib
+import itertools
+import json
+import lzma
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+
+from engine import cli, np, safetensors, to_numpy, xp
+from engine.files import replace as replace_file
+from engine.files import write_text
+
+VALIDATIONS = 20  # in a run; at each fifth of them, but not at the end, it shows what the model writes
+FLEXIBLE = {"minutes", "steps", "threads", "save_seconds"}  # may change when a run is resumed
+
+
+@dataclass
+class Place:
+    """Where a run is, on a command line."""
+
+    out: str | None = cli.option(None, "folder of the run; a new one under runs/ if not given", metavar="DIR")
+    resume: str | None = cli.option(None, "go on with the run in DIR, or in --out", metavar="DIR", nargs="?", const="")
+
+
+class Run:
+    """A run: its folder, its settings and its time, and how far it has come.
+
+    program: the script it is a run of. kind: the dataclass of its settings, among them init, minutes, steps and
+    save_seconds. complete(settings) -> settings: finds the values of those that have none. given: {name: value} of a
+    command line's settings and places. ValueError or OSError, with one sentence, where nothing can be begun with them.
+    """
+
+    def __init__(self, program, kind, complete, given):
+        self.began, self.program, self.progress = time.perf_counter(), program, {"step": 0, "seconds": 0.0}
+        out, resume = given.get("out"), given.get("resume")
+        given = {name: value for name, value in given.items() if name not in ("out", "resume")}
+        self.folder, self.resumed = resume or out, resume is not None
+        if not self.resumed:
+            self.settings = complete(kind(**given))
+            if out and not is_free(out):
+                raise ValueError(f"{out} holds something already: name another --out, or go on with --resume {out}")
+        elif not self.folder:
+            raise ValueError("--resume needs the folder of a run")
+        elif out and os.path.abspath(self.folder) != os.path.abspath(out):
+            raise ValueError(f"--resume {resume} and --out {out} are two folders, and a run has one")
+        else:
+            self.progress, settings = read_progress(self.folder, kind)
+            for name in sorted(given.keys() - FLEXIBLE):
+                if given[name] != getattr(settings, name):
+                    raise ValueError(f"--{name.replace('_', '-')} cannot change in the middle of a run")
+            if {"minutes", "steps"} & given.keys():  # a new limit takes the place of the old one
+                settings = replace(settings, minutes=None, steps=None)
+            self.settings = complete(replace(settings, **given))
+        self.step, self.best, self.saved_best = self.progress["step"], {"step": 0, "val_loss": math.inf}, None
+        self.start = self.folder if self.resumed else self.settings.init  # a checkpoint, or None
+
+    def check_data(self, texts):
+        """ValueError where the texts are not what the run began with."""
+        self.fingerprint = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        if self.progress.get("data", self.fingerprint) != self.fingerprint:
+            raise ValueError(f"the data is not what the run in {self.folder} began with")
+
+    def begin(self, params, optimizer, weights, save_weights):
+        """Makes the folder; where the run is resumed, puts the last weights and the optimiser's state in place.
+
+        params, optimizer: what is trained, {name: array}, and its optimiser, with state and steps. weights: those that
+        the model begins with. save_weights(weights, notes): writes a checkpoint.
+        """
+        self.params, self.optimizer, self.save_weights = params, optimizer, save_weights
+        if self.resumed:
+            self.best = best_in(self.folder) | {"weights": {name: w.copy() for name, w in weights.items()}}
+            self.saved_best, optimizer.steps = self.best["step"], self.step
+            load_training(self.folder, params, optimizer.state)
+        self.folder = self.folder or new_folder()
+        self.prepared = self.progress.get("prepared", self.seconds())
+        self.done = self.fraction_done(self.step) if self.step else 0.0
+        self.validated = min(int(VALIDATIONS * self.done), VALIDATIONS - 1)  # the end is always validated
+        os.makedirs(self.folder, exist_ok=True)
+        self.metrics, path = [], os.path.join(self.folder, "metrics.jsonl")
+        if os.path.exists(path):  # going on from a step forgets what came after it
+            with open(path, encoding="utf-8") as file:
+                self.metrics = [line for line in map(_parsed, file) if line and line["step"] <= self.step]
+        lines = "".join(json.dumps(line) + "\n" for line in self.metrics)
+        replace_file(path, lambda new: write_text(new, lines))
+        self.line, self.losses, self.tokens = {"step": self.step, "seconds": self.seconds()}, [], 0
+        self.saved_step, self.saved_at, self.logged_at = self.step, time.perf_counter(), self.seconds()
+        self.over = self.finished  # before the first step of this time
+        keep_freed_memory()
+
+    def seconds(self):
+        return self.progress["seconds"] + time.perf_counter() - self.began
+
+    def fraction_done(self, step):
+        """How much of the training is behind us, of its steps or of the time that the preparations left: 1 or more at
+        the end. The preparations of a resumed run count as training.
+        """
+        by_steps = step / self.settings.steps if self.settings.steps else 0.0
+        if self.settings.minutes is None:
+            return by_steps
+        left = max(60 * self.settings.minutes - self.prepared, 1e-9)
+        return max(by_steps, (self.seconds() - self.prepared) / left)
+
+    @property
+    def finished(self):
+        return self.done >= 1
+
+    @property
+    def validation_due(self):
+        return int(VALIDATIONS * min(1.0, self.done)) > self.validated
+
+    @contextmanager
+    def watched(self):
+        """As long as it lasts there is a progress bar, and Ctrl-C waits for the end of a step."""
+        from tqdm import tqdm
+
+        if self.over:
+            print(f"the run in {self.folder} is finished, after {self.step:,} steps: more --minutes or --steps go on")
+        form = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+        with interruptible() as self.interrupted:
+            with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=form, disable=None) as self.bar:
+                yield
+
+    def keep_if_best(self, line, weights):
+        """Keeps the weights if their validation loss is lower than any before. Returns the validation's line."""
+        if line["val_loss"] < self.best["val_loss"]:
+            self.best = {"step": self.step, "val_loss": line["val_loss"]}
+            self.best["weights"] = {name: w.copy() for name, w in weights.items()}
+        return line
+
+    def first(self, line):
+        """Says and saves what the run begins with; line: of the first validation."""
+        if not math.isfinite(line["val_loss"]):
+            raise ValueError("the loss of the model to begin with is not finite")
+        print(f"start      {line['val_loss']:.3f} nats a token of the validation part", flush=True)
+        self.save()
+
+    def count(self, loss, tokens):
+        """Counts a step: its loss, and the tokens it was computed from."""
+        self.step += 1
+        self.tokens += tokens
+        self.losses.append(loss)
+        self.done, self.counted_at = self.fraction_done(self.step), self.seconds()
+        self.bar.update(min(1.0, self.done) - self.bar.n)
+
+    def log(self, more=None, sample=None):
+        """Writes a line of metrics.jsonl, with the mean loss since the one before; the last is written by `result`.
+
+        more: what a validation adds to it. sample(step) -> text: what the model writes, shown three times a run.
+        """
+        loss, speed = float(np.mean(self.losses)), self.tokens / (self.counted_at - self.logged_at)
+        self.line = {"step": self.step, "seconds": self.counted_at, "train_loss": loss, "tokens_per_second": speed}
+        self.line |= more or {}
+        self.bar.set_postfix_str(f"step {self.step}, loss {loss:.3f}, {speed:,.0f} tokens/s")
+        due = int(VALIDATIONS * min(1.0, self.done))
+        if due // 5 > self.validated // 5 and not self.finished:
+            losses = f"loss {loss:.3f}, validation {more['val_loss']:.3f}"
+            self.bar.write(f"step {self.step}: {losses}, {speed:,.0f} tokens/s\n{sample(self.step)}\n")
+        if not self.finished:
+            self.write(self.line)
+        self.validated, self.tokens, self.losses, self.logged_at = due, 0, [], self.seconds()
+
+    def result(self, test):
+        """The last line of metrics.jsonl: where the run ended, and test(), asked for if it is not there yet."""
+        if not (self.over and self.metrics and "test_loss" in self.metrics[-1]):
+            self.write(self.line | test())
+        return self.metrics[-1]
+
+    def write(self, line):
+        self.metrics.append({name: round(value, 6) for name, value in line.items()})
+        with open(os.path.join(self.folder, "metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(self.metrics[-1]) + "\n")
+
+    def save(self):
+        """The best weights, if they are new, and then the last, in this order: if it is killed in between, going on
+        from the older last weights finds the same best ones.
+        """
+        if self.saved_best != self.best["step"]:
+            notes = {name: json.dumps(self.best[name]) for name in ("step", "val_loss")}
+            self.save_weights(self.best["weights"], notes)
+            self.saved_best = self.best["step"]
+        progress = {"step": self.step, "seconds": self.seconds(), "prepared": self.prepared}
+        progress |= {"settings": asdict(self.settings), "data": self.fingerprint}
+        save_training(self.folder, self.params, self.optimizer.state, progress)
+        self.saved_step, self.saved_at = self.step, time.perf_counter()
+
+    def save_if_due(self, loss, when, due=False):
+        """Saves every so many seconds, where it is due anyway, and where somebody interrupts, which ends the program.
+        ValueError for a loss that is not finite: only weights that gave a finite one are saved.
+        """
+        if not math.isfinite(loss):
+            kept = f"{self.folder} keeps the checkpoint of step {self.saved_step}"
+            raise ValueError(f"the loss is not finite {when}; {kept}")
+        if due or self.interrupted or time.perf_counter() - self.saved_at > self.settings.save_seconds:
+            self.save()
+        if self.interrupted:
+            self.bar.close()
+            print(f"stopped and saved at step {self.step}; go on with: python {self.program} --resume {self.folder}")
+            sys.exit(128 + self.interrupted[0])
+
+
+# ------------------------------------------------------------------------------------------------------ folders
+
+
+def new_folder():
+    """Makes runs/1, or the first number after it that is free; of two programs that ask at once, each has its own."""
+    os.makedirs("runs", exist_ok=True)
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            os.mkdir(folder := os.path.join("runs", str(number)))
+            return folder
+
+
+def is_free(folder):
+    """Whether a new run may write there: there is nothing, or only what a run left that ended before its first save."""
+    if not os.path.isdir(folder):
+        return not os.path.exists(folder)
+    names = {name for name in os.listdir(folder) if not name.endswith(".new")}  # see files.replace
+    began = "metrics.jsonl" in names and os.path.getsize(os.path.join(folder, "metrics.jsonl")) == 0
+    return not names or began and "training.safetensors" not in names
+
+
+def save_training(folder, params, state, progress):
+    """training.safetensors, with all that resuming needs: one file, so that it is whole or not there."""
+    arrays = {f"params/{name}": to_numpy(value) for name, value in params.items()}
+    arrays |= {f"state/{key}/{name}": to_numpy(value) for name, of in state.items() for key, value in of.items()}
+    safetensors.write(os.path.join(folder, "training.safetensors"), arrays, {"progress": json.dumps(progress)})
+
+
+def load_training(folder, params, state):
+    """Puts the saved weights into params and the optimiser's state, {name: {key: array}}, into `state`, in place.
+    ValueError for a file of another model.
+    """
+    path = os.path.join(folder, "training.safetensors")
+    missing = set(params)
+    for full, value in safetensors.read(path).items():
+        (kind, _, key), name = full.rpartition("/")[0].partition("/"), full.rpartition("/")[2]
+        known = (kind, bool(key)) in (("params", False), ("state", True)) and name in params
+        if not known or params[name].shape != value.shape:
+            raise ValueError(f"{path} is damaged: {full[:100]} fits no weight of the model beside it")
+        if kind == "params":
+            params[name][...] = xp.asarray(value)
+            missing.discard(name)
+        else:
+            state.setdefault(name, {})[key] = xp.array(value)
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {min(missing)}")
+
+
+def read_progress(folder, kind):
+    """How far the run in a folder had come, as save_training was given it, and its settings, a dataclass `kind`.
+    ValueError for what no run with such settings wrote.
+    """
+    path = os.path.join(folder, "training.safetensors")
+    if not os.path.exists(path):
+        raise ValueError(f"{folder} holds no run to go on with")
+    try:
+        progress = json.loads(safetensors.metadata(path)["progress"])
+        given = {name: value for name, value in progress["settings"].items() if value is not None}
+        numbers = [progress[name] for name in ("step", "seconds", "prepared")]
+        good = type(numbers[0]) is int and all(0 <= number < math.inf for number in numbers)
+        good = good and isinstance(progress["data"], str) and {"minutes", "steps"} & given.keys()
+        if good and given.keys() <= kind.__dataclass_fields__.keys():
+            cli.check(settings := kind(**given))
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        good = False
+    if not good:
+        raise ValueError(f"{path} is damaged: its header does not say how far a run had come")
+    if strange := sorted(given.keys() - kind.__dataclass_fields__.keys()):
+        raise ValueError(f"the run in {folder} has a setting {strange[0]!r:.60}, which this program does not know")
+    return progress, settings
+
+
+def best_in(folder):
+    """The step and the validation loss of the weights that a run's folder holds."""
+    try:
+        notes = safetensors.metadata(os.path.join(folder, "model.safetensors"))
+        return {"step": int(notes["step"]), "val_loss": float(notes["val_loss"])}
+    except (KeyError, TypeError, ValueError):  # written by something else: any validation is better
+        return {"step": -1, "val_loss": math.inf}
+
+
+def _parsed(line):
+    """A line of JSON; None for one that was cut off as it was being written."""
+    with suppress(ValueError):
+        return json.loads(line)
+
+
+# ------------------------------------------------------------------------------------------ process and its end
+
+
+def keep_freed_memory():
+    """Asks the C library to keep the memory of freed arrays for the next ones. By default glibc gives large
+    ones back to the system, which has to clear every page of them again: up to a sixth of a training step.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(option, 2**30)
+
+
+@contextmanager
+def interruptible():
+    """Yields a list that is empty until Ctrl-C or a termination comes, so that no step is cut in two. A second one does
+    what it always does.
+    """
+    came = []
+
+    def note(number, frame):
+        came.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def report(run, final, text, advice):
+    """Prints the result (for a text, beside what compressors need for it), draws the loss curve, and says what to do
+    next.
+
+    final: the last line of the run's metrics. text: the bytes of the test part, or None. advice: options of model.py.
+    """
+    best, last = run.best, next((line for line in reversed(run.metrics) if "val_loss" in line), None)
+    print(f"\nweights of step {best['step']:,} of {run.step:,}, which had the lowest validation loss")
+    if last and last["val_loss"] > 1.01 * best["val_loss"]:
+        rise = f"from {best['val_loss']:.3f} to {last['val_loss']:.3f} nats a token"
+        print(f"then it rose, {rise}: this is too little to learn from for so much training")
+    print(f"test, which chose nothing: {final['test_loss']:.3f} nats a token")
+    if "test_bits_per_byte" in final:
+        print("bits per byte of it (the compressors begin with nothing, the model has read the training text):")
+        packed = {"xz": lzma.compress(text, preset=9 | lzma.PRESET_EXTREME), "bz2": bz2.compress(text, 9)}
+        packed["gzip"] = gzip.compress(text, 9)
+        bits = {"this model": final["test_bits_per_byte"]}
+        for name, value in (bits | {name: 8 * len(some) / len(text) for name, some in packed.items()}).items():
+            print(f"  {name:12}{value:6.3f}")
+    draw(run.metrics, os.path.join(run.folder, "loss.png"), best["step"])
+    print(f"loss curve: {os.path.join(run.folder, 'loss.png')}")
+    print(f"talk to it: python model.py --load {run.folder} {advice}")
+
+
+def draw(lines, path, best_step):
+    """The loss of a run against its steps, and the step whose weights are kept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for part, label, style in ("train", "training", "-"), ("val", "validation", "o-"), ("test", "test", "*"):
+        points = [(line["step"], line[f"{part}_loss"]) for line in lines if f"{part}_loss" in line]
+        points = points if part != "test" else [(best_step, loss) for _, loss in points[-1:]]
+        axes.plot(*zip(*points), style, markersize=4 if part == "val" else 12, label=label) if points else None
+    axes.axvline(best_step, color="grey", linewidth=0.8, linestyle=":", label="weights kept")
+    axes.set(xlabel="step", ylabel="loss (nats a token)", title="Training")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
