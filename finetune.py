@@ -121,14 +121,7 @@ def jinja(tokenizer):
     """The format as the template that transformers wants in tokenizer_config.json. There, unlike in `encode`, a user
     can spell a special token."""
     begin, end, after = (part.replace("\n", "\\n") for part in chat_format(tokenizer))
-    turn = (
-        "{{ '"
-        + begin.replace("{role}", "' + message['role'] + '")
-        + "' + message['content'] + '"
-        + end
-        + after
-        + "' }}"
-    )
+    turn = "{{ '" + begin.replace("{role}", "' + message['role'] + '") + f"' + message['content'] + '{end}{after}' }}}}"
     answer = "{% if add_generation_prompt %}{{ '" + begin.format(role="assistant") + "' }}{% endif %}"
     return tokenizer.decode(tokenizer.bos) + "{% for message in messages %}" + turn + "{% endfor %}" + answer
 
@@ -211,9 +204,7 @@ def merge(params, alpha=16.0):
 class Settings(train.Training):
     """What fine-tuning is told."""
 
-    data: list | None = option(
-        None, "JSONL files of conversations; none: questions about Python's library", **cli.FILES
-    )
+    data: list | None = option(None, "JSONL conversations; none: questions about Python's library", **cli.FILES)
     lora: int | None = option(None, "rank of adapters, trained instead of the weights and merged in the end", least=1)
 
 

@@ -218,12 +218,12 @@ def train(task, run):
                 optimizer.step(params, grads, warm_up_and_decay(run.fraction_done(run.step + 0.5)), pool.map)
                 balance(params, observed, s.bias_update, s.qk_clip)
                 run.count(loss, tokens.size)
-                if run.validation_due:
+                if run.due > run.validated:
                     run.log(validate(), task.sample)
                 elif run.step % 10 == 0:
                     run.log()
             if run.step > run.saved_step:
-                run.save_if_due(run.line["val_loss"], f"after step {run.step}", due=True)
+                run.save_if_due(run.line["val_loss"], f"after step {run.step}", last=True)
         final = run.result(lambda: evaluate(task, "test", run.best["weights"], micro_batch, pool.map))
     runs.report(run, final, task.test_text, task.talk)
     return final

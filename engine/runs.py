@@ -87,8 +87,8 @@ class Run:
             load_training(self.folder, params, optimizer.state)
         self.folder = self.folder or new_folder()
         self.prepared = self.progress.get("prepared", self.seconds())
-        self.done = self.fraction_done(self.step) if self.step else 0.0
-        self.validated = min(int(VALIDATIONS * self.done), VALIDATIONS - 1)  # the end is always validated
+        self.reach(self.step)
+        self.validated = min(self.due, VALIDATIONS - 1)  # the end is always validated
         os.makedirs(self.folder, exist_ok=True)
         self.metrics, path = [], os.path.join(self.folder, "metrics.jsonl")
         if os.path.exists(path):  # going on from a step forgets what came after it
@@ -114,13 +114,10 @@ class Run:
         left = max(60 * self.settings.minutes - self.prepared, 1e-9)
         return max(by_steps, (self.seconds() - self.prepared) / left)
 
-    @property
-    def finished(self):
-        return self.done >= 1
-
-    @property
-    def validation_due(self):
-        return int(VALIDATIONS * min(1.0, self.done)) > self.validated
+    def reach(self, step):
+        """Notes how far the run is after a number of steps; there is always a first one."""
+        self.step, self.done = step, min(1.0, self.fraction_done(step)) if step else 0.0
+        self.finished, self.due = self.done == 1, int(VALIDATIONS * self.done)
 
     @contextmanager
     def watched(self):
@@ -131,7 +128,7 @@ class Run:
             print(f"the run in {self.folder} is finished, after {self.step:,} steps: more --minutes or --steps go on")
         form = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
         with interruptible() as self.interrupted:
-            with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=form, disable=None) as self.bar:
+            with tqdm(total=1.0, initial=self.done, bar_format=form, disable=None) as self.bar:
                 yield
 
     def keep_if_best(self, line, weights):
@@ -150,11 +147,10 @@ class Run:
 
     def count(self, loss, tokens):
         """Counts a step: its loss, and the tokens it was computed from."""
-        self.step += 1
-        self.tokens += tokens
+        self.reach(self.step + 1)
+        self.tokens, self.counted_at = self.tokens + tokens, self.seconds()
         self.losses.append(loss)
-        self.done, self.counted_at = self.fraction_done(self.step), self.seconds()
-        self.bar.update(min(1.0, self.done) - self.bar.n)
+        self.bar.update(self.done - self.bar.n)
 
     def log(self, more=None, sample=None):
         """Writes a line of metrics.jsonl, with the mean loss since the one before; the last is written by `result`.
@@ -165,13 +161,12 @@ class Run:
         self.line = {"step": self.step, "seconds": self.counted_at, "train_loss": loss, "tokens_per_second": speed}
         self.line |= more or {}
         self.bar.set_postfix_str(f"step {self.step}, loss {loss:.3f}, {speed:,.0f} tokens/s")
-        due = int(VALIDATIONS * min(1.0, self.done))
-        if due // 5 > self.validated // 5 and not self.finished:
+        if self.due // 5 > self.validated // 5 and not self.finished:
             losses = f"loss {loss:.3f}, validation {more['val_loss']:.3f}"
             self.bar.write(f"step {self.step}: {losses}, {speed:,.0f} tokens/s\n{sample(self.step)}\n")
         if not self.finished:
             self.write(self.line)
-        self.validated, self.tokens, self.losses, self.logged_at = due, 0, [], self.seconds()
+        self.validated, self.tokens, self.losses, self.logged_at = self.due, 0, [], self.seconds()
 
     def result(self, test):
         """The last line of metrics.jsonl: where the run ended, and test(), asked for if it is not there yet."""
@@ -197,14 +192,14 @@ class Run:
         save_training(self.folder, self.params, self.optimizer.state, progress)
         self.saved_step, self.saved_at = self.step, time.perf_counter()
 
-    def save_if_due(self, loss, when, due=False):
-        """Saves every so many seconds, where it is due anyway, and where somebody interrupts, which ends the program.
+    def save_if_due(self, loss, when, last=False):
+        """Saves every so many seconds, at the end, and where somebody interrupts, which ends the program.
         ValueError for a loss that is not finite: only weights that gave a finite one are saved.
         """
         if not math.isfinite(loss):
             kept = f"{self.folder} keeps the checkpoint of step {self.saved_step}"
             raise ValueError(f"the loss is not finite {when}; {kept}")
-        if due or self.interrupted or time.perf_counter() - self.saved_at > self.settings.save_seconds:
+        if last or self.interrupted or time.perf_counter() - self.saved_at > self.settings.save_seconds:
             self.save()
         if self.interrupted:
             self.bar.close()
