@@ -10,8 +10,9 @@ one (BERT, Devlin et al. 2019) some tokens are hidden, and the model, which sees
     python model.py --load runs/book --prompt "Once"    let it continue a text
     python finetune.py --init runs/book                 make an assistant of it
 
-The text is in three parts: one to train on; one for validation, by which the step whose weights are kept is chosen;
-and one for the test, which chooses nothing and is read only when a run ends, with those weights.
+The text is in three parts: one to train on; one for validation, of which at most 32 evenly spaced windows choose the
+step whose weights are kept; and one for the test, which chooses nothing and is read only when a run ends, with those
+weights.
 
 A run writes one folder: a checkpoint in the published format (config.json, model.safetensors, tokenizer.json) with the
 weights of the lowest validation loss; training.safetensors, the last weights, to go on from; metrics.jsonl; loss.png.
@@ -161,17 +162,19 @@ class Training:
 
     data: list | None = option(None, "text files, UTF-8; none: Python's own documentation", **cli.FILES)
     init: str | None = option(None, "checkpoint to go on from, not a new model", metavar="DIR", convert=existing)
-    minutes: float | None = option(None, "time for preparations and training; 3 if there is no --steps", least=0)
+    minutes: float | None = option(
+        None, "time for preparations and training; 3, to fine-tune 1, if no --steps", least=0
+    )
     steps: int | None = option(None, "number of steps, which makes a run repeatable", least=1)
-    context: int | None = option(None, "tokens the model sees at once; 256 or, with --init, at most 256", least=2)
+    context: int | None = option(None, "tokens the model sees at once; 256, or fewer with --init", least=2)
     batch: int = option(8, "sequences a step", least=1)
-    micro_batch: int | None = option(None, "of them at once; about 1024 tokens, or a quarter of --batch", least=1)
+    micro_batch: int | None = option(None, "of them at once; at most about 1024 tokens, and a quarter of them", least=1)
     aux_loss: float = option(0.001, "weight of the routers' load-balancing loss", least=0)
     bias_update: float = option(0.001, "step of a router's bias towards an even load, where it has one", least=0)
     mtp: float = option(0.0, "weight of predicting the token after the next (0.3 in DeepSeek V3)", least=0)
     optimizer: str = option("muon", "Muon for matrices and AdamW for the rest, or AdamW", choices=["muon", "adamw"])
     qk_clip: float | None = option(None, "largest attention logit of a head (100 in Kimi K2)", least=0)
-    lr: float | None = option(None, "largest learning rate; 0.01, with --init 0.003 or, if wide, less", least=0)
+    lr: float | None = option(None, "largest learning rate; 0.01, or with --init 0.003, less for a wide model", least=0)
     weight_decay: float = option(0.1, "each step takes learning rate × this share off a weight", least=0)
     threads: int = option(THREADS, "threads that share a batch", least=1)
     save_seconds: float = option(30.0, "time between checkpoints", least=0)

@@ -18,6 +18,7 @@ import train
 from engine import runs, safetensors, to_numpy, xp
 from layers import IGNORE
 
+PROGRAM = "finetune.py"
 fast = settings(max_examples=60, deadline=None)
 seed = st.integers(0, 2**32 - 1)
 TEXT = "the cat sat on a mat and im_start user said to assistant and system im_end <|end|>\n\n" * 20
@@ -127,6 +128,13 @@ def test_a_tokenizer_without_a_chat_is_refused():
     for special in ["<|endoftext|>"], ["<|im_start|>"], ["<|start_header_id|>", "<|im_end|>"]:
         with pytest.raises(ValueError, match="finetune.py"):
             finetune.chat_format(bpe.train(TEXT, 300, special=special))
+
+
+def test_without_options_a_conversation_is_shown_as_the_model_sees_it():
+    code, out, err = finished(script=PROGRAM)
+    assert code == 0 and not err
+    assert "<|im_start|>assistant" in out and "[Copy data from src to dst.<|im_end|>]" in out.replace("][", "")
+    assert "I obey" in out and out.count("tokens, 4 of them special") == 2
 
 
 # --- packing ---
@@ -332,9 +340,6 @@ def test_merging_changes_neither_weights_nor_adapters():
 
 
 # --- runs ---
-
-
-PROGRAM = "finetune.py"
 
 
 def colours(i):

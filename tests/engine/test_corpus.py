@@ -3,6 +3,7 @@
 import ast
 import json
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -164,3 +165,38 @@ def test_two_conversations_are_too_few(tmp_path):
     path.write_text(2 * '{"messages": [{"role": "assistant", "content": "x"}]}\n')
     with pytest.raises(ValueError, match="three conversations"):
         corpus.conversations([path])
+
+
+# --- arrays ---
+
+
+@fast
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 9))
+def test_rows_are_the_ids_in_order_and_then_what_fills_up(ids, context):
+    rows = corpus.rows(np.array(ids), context, -1)
+    flat = rows.ravel().tolist()
+    assert flat[: len(ids)] == ids and set(flat[len(ids) :]) <= {-1} and len(flat) - len(ids) < context
+    assert rows.shape[1] == context
+
+
+@fast
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_what_is_taken_evenly_has_both_ends_and_no_gap_twice_as_wide(count, most):
+    (rows, none, doubled) = corpus.evenly((np.arange(count), None, 2 * np.arange(count)), most)
+    assert none is None and (doubled == 2 * rows).all() and len(rows) == min(most, count) and rows[0] == 0
+    if len(rows) > 1:
+        assert rows[-1] == count - 1 and np.diff(rows).max() - np.diff(rows).min() <= 1
+    assert (corpus.evenly((np.arange(count),))[0] == np.arange(count)).all()
+
+
+@fast
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_every_row_comes_once_an_epoch(count, size, seed):
+    seen = [row for step in range(4 * count) for row in corpus.epochs(count, size, step, seed)]
+    for epoch in range(4 * size):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_the_order_is_another_in_each_epoch_and_for_each_seed():
+    orders = [tuple(corpus.epochs(50, 50, step, seed)) for step in range(3) for seed in range(3)]
+    assert len({*orders}) == 9
