@@ -121,15 +121,26 @@ class Run:
 
     @contextmanager
     def watched(self):
-        """As long as it lasts there is a progress bar, and Ctrl-C waits for the end of a step."""
+        """As long as it lasts there is a progress bar, and a first Ctrl-C or termination is only noted, so that no step
+        is cut in two; a second one does what it always does.
+        """
         from tqdm import tqdm
+
+        def note(number, frame):
+            self.interrupted.append(number)
+            signal.signal(number, before[number])
 
         if self.over:
             print(f"the run in {self.folder} is finished, after {self.step:,} steps: more --minutes or --steps go on")
         form = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
-        with interruptible() as self.interrupted:
+        self.interrupted = []
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
             with tqdm(total=1.0, initial=self.done, bar_format=form, disable=None) as self.bar:
                 yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def keep_if_best(self, line, weights):
         """Keeps the weights if their validation loss is lower than any before. Returns the validation's line."""
@@ -304,25 +315,6 @@ def keep_freed_memory():
     with suppress(OSError, AttributeError):  # another C library
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL("libc.so.6").mallopt(option, 2**30)
-
-
-@contextmanager
-def interruptible():
-    """Yields a list that is empty until Ctrl-C or a termination comes, so that no step is cut in two. A second one does
-    what it always does.
-    """
-    came = []
-
-    def note(number, frame):
-        came.append(number)
-        signal.signal(number, before[number])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def report(run, final, text, advice):
