@@ -385,8 +385,9 @@ def stored(folder):
     return {name: np.array(value) for name, value in arrays.items()}
 
 
-def test_the_targets_of_fine_tuning_are_the_answers(base, chats, tmp_path):
+def test_the_targets_of_fine_tuning_are_the_answers(base, chats, tmp_path, capsys):
     run, _ = run_of(tmp_path, data=[str(chats)], init=str(base))
+    assert "32 conversations to train on, 4 for validation, 4 for the test" in capsys.readouterr().out
     said = []
     for step in range(len(run.packed[0])):  # of four rows each: every row four times
         inputs, targets, segments = run.batch(step)
@@ -398,6 +399,17 @@ def test_the_targets_of_fine_tuning_are_the_answers(base, chats, tmp_path):
         (_, targets, _), _ = run.held_out[part]
         answers = run.tokenizer.decode(targets[targets != IGNORE].tolist())
         assert answers == "".join(colours(i)[1]["content"] + "<|im_end|>" for i in range(first, 40, 10))
+
+
+def test_a_question_longer_than_the_window_is_cut_for_a_sample(base, tmp_path):
+    long = [{"role": "user", "content": "the cat sat " * 99}, colours(0)[1]]
+    task, _ = run_of(
+        tmp_path, data=[str(write_chats(tmp_path / "x.jsonl", [colours(0), colours(1), colours(2)]))], init=str(base)
+    )
+    task.asked = [long[:1]]
+    assert task.sample(7).startswith("the cat sat the cat")
+    task.asked = [[]]  # the assistant speaks first
+    assert task.sample(7).startswith(" … ")
 
 
 def test_every_row_comes_once_before_any_comes_again(base, chats, tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from programs import CONFIG, ROOT, SMALL, finished, weights
 
 import bpe
+import finetune
 import model
 import mtp
 import train
@@ -126,6 +127,43 @@ def test_the_masked_objective_hides_what_it_asks_for():
     assert abs(asked.mean() - 0.15) < 0.01
     assert abs((inputs[asked] == train.MASK).mean() - 0.8) < 0.02
     assert abs((inputs[asked] == originals[asked]).mean() - 0.1) < 0.02
+
+
+def test_a_batch_comes_from_anywhere_in_the_text():
+    inputs, targets = train.windows(np.arange(12), "causal", 8, 400, np.random.default_rng(0), 300)
+    assert inputs.shape == (400, 8) and {*inputs[:, 0].tolist()} == {0, 1, 2, 3} and targets.max() == 11
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"context": 256, "batch": 8}, 2),
+        ({"context": 256, "batch": 40}, 4),
+        ({"context": 128, "batch": 20}, 5),
+        ({"context": 128, "batch": 2}, 1),
+        ({"context": 128, "batch": 20, "micro_batch": 3}, 3),
+    ],
+)
+def test_a_micro_batch_has_at_most_1024_tokens_and_a_quarter_of_the_batch(given, expected, text, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def seen(params, config, tokens, targets, micro_batch, *rest):
+        raise Seen(micro_batch, len(tokens))
+
+    monkeypatch.setattr(train, "gradient", seen)
+    small = {"data": [str(text)], "vocab": 258, "hidden": 8, "heads": 1, "layers": 1, "steps": 1}
+    with pytest.raises(Seen) as caught:
+        pretrain.pretrain(small | given | {"out": str(tmp_path / "run")})
+    assert caught.value.args == (expected, given["batch"])
+
+
+def test_what_is_not_given_is_found(base):
+    small, tuned = train.complete(train.Training()), train.complete(train.Training(init=str(base), steps=9))
+    assert (small.minutes, small.context, small.lr) == (3.0, 256, 0.01)
+    assert (tuned.minutes, tuned.context, tuned.lr) == (None, 64, 0.003)  # its window
+    assert train.complete(train.Training(minutes=1.0, steps=9)).minutes == 1.0
+    assert finetune.complete(finetune.Settings(init=str(base))).minutes == 1.0
 
 
 @settings(max_examples=15, deadline=None)
