@@ -115,7 +115,7 @@ class Config:
         """What latent attention multiplies its scores by: 1/√dim, and more where YaRN stretches the context."""
         scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
         stretched = self.rope_scaling or {}
-        return scale * posenc.sharpening(stretched.get("factor") or 1, stretched.get("mscale_all_dim")) ** 2
+        return scale * posenc.attention_temperature(stretched.get("factor") or 1, stretched.get("mscale_all_dim")) ** 2
 
 
 # ------------------------------------------------------------------------------------------------ the numbers

@@ -4,17 +4,21 @@ Every token asks with a query q, is found by its key k and answers with its valu
 
     attention(q, k, v) = softmax(q kᵀ / √dim) v                     (Vaswani et al. 2017, equation 1)
 
-The scores q kᵀ are a (queries, keys) matrix, so time and memory grow with the square of the length n. What helps:
+The scores q kᵀ / √dim are a (queries, keys) matrix, so time and memory grow with the square of the length n. Remedies:
 
     sparse attention    a query sees some of the keys only, by a pattern, in a window or at random (masks.py): O(n √n)
                         or O(n)
     flash attention     the same numbers, O(n²) work, but tile by tile: the matrix never exists, so O(n) memory
-    fewer key heads     several query heads share a key head, and there is less to keep of each token
+    grouped-query       several query heads share one key-value head, and there is less to keep of each token
+    latent attention    one small vector of each token is kept (latent.py)
     key-value cache     k and v of the tokens already read are kept: generating a token costs one query, not n
 
-    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 5, 8))   # 2 heads of 5 tokens
+    >>> import numpy as np
+    >>> from attention import attention, causal
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 5, 8))  # 2 heads of 5 tokens
     >>> y, backward = attention(q, k, v, causal)
-    >>> dq, dk, dv = backward(np.ones_like(y))
+    >>> y.shape, [gradient.shape for gradient in backward(np.ones_like(y))]
+    ((1, 2, 5, 8), [(1, 2, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)])
 
 Shapes: q (batch, heads, queries, dim); k and v (batch, kv_heads, keys, dim). Where there are fewer queries than keys,
 the queries are the last of the sequence.
@@ -31,19 +35,22 @@ from posenc import rope as rotate
 from posenc import rope_frequencies, rope_tables
 
 
-def attention(q, k, v, mask=None, scale=None):
+def attention(q, k, v, mask=None, bias=None, scale=None):
     """Scaled dot-product attention, the textbook version: the whole score matrix at once.
 
     mask: a Mask, or booleans that broadcast to (batch, heads, queries, keys), True = may look; None = everywhere.
-    A query that may look nowhere gets zeros. scale: of the scores, 1/√dim if None.
+    A query that may look nowhere gets zeros. bias: a function of the positions, query and key, that gives what is added
+    to the scores of each head, such as posenc.alibi; it has no gradient. scale: of the scores, 1/√dim if None.
     Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
     """
-    group = q.shape[1] // k.shape[1]  # query heads that share a key head: see `self_attention`
+    group, queries, keys = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]  # group: heads that share a key-value head
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     k_all, v_all = xp.repeat(k, group, axis=1), xp.repeat(v, group, axis=1)
     scores = q @ k_all.swapaxes(-1, -2) * scale  # (batch, heads, queries, keys)
+    if bias is not None:
+        scores = scores + bias(xp.arange(keys - queries, keys)[:, None], xp.arange(keys)[None])
     if isinstance(mask, Mask):
-        mask = mask.matrix(q.shape[2], k.shape[2])
+        mask = mask.matrix(queries, keys)
     if mask is not None:
         scores = xp.where(mask, scores, -xp.inf)
     p, softmax_backward = softmax(scores)
@@ -54,7 +61,7 @@ def attention(q, k, v, mask=None, scale=None):
         dq = dscores @ k_all
         dk = dscores.swapaxes(-1, -2) @ q
         dv = p.swapaxes(-1, -2) @ dy
-        # a key head's gradient is the sum over the query heads it serves
+        # a key-value head's gradient is the sum over the query heads it serves
         sum_groups = lambda d: d.reshape(k.shape[0], k.shape[1], group, *d.shape[2:]).sum(axis=2)
         return dq, sum_groups(dk), sum_groups(dv)
 
@@ -64,14 +71,16 @@ def attention(q, k, v, mask=None, scale=None):
 # ---------------------------------------------------------------------------------------- flash attention
 
 
-def flash_attention_by_hand(q, k, v, mask=causal, block=64):
+def textbook_flash_attention(q, k, v, mask=causal, block=64):
     """FlashAttention-2 (Dao 2023, algorithms 1 and 2) for one head, by blocks i of queries and j of keys.
 
-    The softmax runs along the keys, with the largest score so far m, the sum ℓ of exp(S - m) and the output O, not yet
-    divided by ℓ (online softmax: Milakov & Gimelshein 2018). The backward pass needs only L = m + log ℓ of each query,
-    from which it recomputes P.
+    One pass over the blocks of keys, with scores S, keeps for each query the largest score so far m, the sum ℓ of
+    exp(S - m), and the output O, which is divided by ℓ only at the end (online softmax: Milakov & Gimelshein 2018). The
+    backward pass needs only L = m + log ℓ of each query, from which it recomputes the softmax P. (In the paper its two
+    loops stand the other way round.)
 
-    q: (queries, dim), k, v: (keys, dim). Returns O (queries, dim) and backward(dO) -> (dq, dk, dv).
+    q: (queries, dim); k, v: (keys, dim); mask: a Mask; block: queries and keys of a tile.
+    Returns O (queries, dim of v) and backward(dO) -> (dq, dk, dv).
     """
     scale, offset = q.shape[-1] ** -0.5, len(k) - len(q)
     blocks = lambda n: [xp.arange(start, min(start + block, n)) for start in range(0, n, block)]
@@ -82,9 +91,9 @@ def flash_attention_by_hand(q, k, v, mask=causal, block=64):
         for j in blocks(len(k)):
             S = scores(i, j)
             m_new = xp.maximum(m, S.max(axis=1))
-            P, shrink = xp.exp(S - m_new[:, None]), xp.exp(m - m_new)
-            l = shrink * l + P.sum(axis=1)
-            O[i] = shrink[:, None] * O[i] + P @ v[j]
+            unscaled, shrink = xp.exp(S - m_new[:, None]), xp.exp(m - m_new)  # P̃ in the paper
+            l = shrink * l + unscaled.sum(axis=1)
+            O[i] = shrink[:, None] * O[i] + unscaled @ v[j]
             m = m_new
         l = xp.where(l == 0, 1, l)  # a query that sees no key keeps O = 0
         O[i], L[i] = O[i] / l[:, None], m + xp.log(l)
@@ -108,9 +117,8 @@ def flash_attention(q, k, v, mask=causal, bias=None, scale=None, observe=None):
     """`attention` in tiles, at speed (FlashAttention, Dao et al. 2022): engine/flash.py does what the function above
     does, for all heads, on all cores, and skips the tiles that the mask empties; engine/flash.cu does it on a GPU.
 
-    mask: a Mask, None = everywhere. bias: a function of the positions, query and key, that gives what is added to the
-    scores of each head, such as posenc.alibi; it has no gradient. scale: of the scores, 1/√dim if None. observe: a
-    dict, or None, in which "max_logits" is set to the largest score of each head, (heads,).
+    mask: a Mask, causal if not given (unlike in `attention`), None = everywhere. bias, scale: as of `attention`.
+    observe: a dict, or None, in which "max_logits" is set to the largest score of each head, (heads,).
     Returns y (batch, heads, queries, dim of v) and backward(dy) -> (dq, dk, dv).
     """
     return flash.attention(q, k, v, mask, bias, scale, observe)
@@ -133,7 +141,7 @@ class KVCache:
         self.buffers = []  # (batch, kv_heads, capacity, dim) each
 
     def kept(self):
-        """How many of the tokens read so far a next one can see."""
+        """How many of the tokens read so far the next token can see."""
         return self.length if self.window is None else min(self.length, self.window - 1)
 
     def append(self, *new):
@@ -164,11 +172,9 @@ class Options:
 
     mask: Mask | None = causal
     rope: tuple | None = None  # cos, sin of posenc.rope_tables at the tokens' positions; None: no positions
-    cache: KVCache | None = None  # is appended to; earlier tokens are constants
-    observe: dict | None = None  # is filled with what no gradient tells, such as the largest score of each head
-    real: xp.ndarray | None = (
-        None  # (batch, time) booleans, False for padding, which no expert computes; None: all real
-    )
+    cache: KVCache | None = None  # is appended to; no gradient flows to cached tokens
+    observe: dict | None = None  # is filled with statistics to watch, such as the largest score of each head
+    real: xp.ndarray | None = None  # (batch, time), False for padding, which no expert computes; None: all real
     balance: float = 0.0  # weight of the load-balancing loss, see moe.py
 
 
@@ -182,10 +188,34 @@ def join_heads(x):
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
+def query_or_key(x, weights, name, heads, options, eps):
+    """Of "q" or "k": project, split the heads, normalise them (where the model does), rotate them.
+
+    Returns y (batch, heads, time, dim) and backward(dy) -> (dx, dweights).
+    """
+    y, project_backward = project(x, weights, f"{name}_proj")
+    y, norm_name = split_heads(y, heads), f"{name}_norm.weight"
+    if norm_name in weights:
+        y, norm_backward = rms_norm(y, weights[norm_name], eps)
+    if options.rope is not None:
+        y, rotate_backward = rotate(y, *options.rope)
+
+    def backward(dy):
+        dweights = {}
+        if options.rope is not None:
+            dy = rotate_backward(dy)
+        if norm_name in weights:
+            dy, dweights[norm_name] = norm_backward(dy)
+        dx, dproject = project_backward(join_heads(dy))
+        return dx, dproject | dweights
+
+    return y, backward
+
+
 def self_attention(x, weights, heads, kv_heads, options=None, eps=1e-6):
     """The attention of a block: project, normalise, rotate, attend, join the heads, project.
 
-    Each key head, with its values, serves heads / kv_heads neighbouring query heads:
+    Each key-value head serves heads / kv_heads neighbouring query heads:
 
         kv_heads = heads    multi-head attention    each query head has keys of its own    Vaswani et al. 2017
         1 < kv_heads        grouped-query           a group of query heads shares them     Ainslie et al. 2023
@@ -197,28 +227,8 @@ def self_attention(x, weights, heads, kv_heads, options=None, eps=1e-6):
     Returns y, shaped like x, and backward(dy) -> (dx, dweights).
     """
     options, time = options or Options(), x.shape[1]
-
-    def query_or_key(name, heads):
-        y, project_backward = project(x, weights, f"{name}_proj")
-        y, norm_name = split_heads(y, heads), f"{name}_norm.weight"
-        if norm_name in weights:
-            y, norm_backward = rms_norm(y, weights[norm_name], eps)
-        if options.rope is not None:
-            y, rotate_backward = rotate(y, *options.rope)
-
-        def backward(dy):
-            dweights = {}
-            if options.rope is not None:
-                dy = rotate_backward(dy)
-            if norm_name in weights:
-                dy, dweights[norm_name] = norm_backward(dy)
-            dx, dproject = project_backward(join_heads(dy))
-            return dx, dproject | dweights
-
-        return y, backward
-
-    q, q_backward = query_or_key("q", heads)
-    k, k_backward = query_or_key("k", kv_heads)
+    q, q_backward = query_or_key(x, weights, "q", heads, options, eps)
+    k, k_backward = query_or_key(x, weights, "k", kv_heads, options, eps)
     v, v_backward = project(x, weights, "v_proj")
     v = split_heads(v, kv_heads)
     if options.cache is not None:
@@ -239,20 +249,21 @@ def self_attention(x, weights, heads, kv_heads, options=None, eps=1e-6):
     return y, backward
 
 
-def layer_options(config, tokens, dtype, start=0, cache=None, padding=None, documents=None, observe=None, balance=0.0):
-    """What each layer needs besides its weights, an attention.Options for each, and one for that of mtp.py.
+def layer_options(config, tokens, dtype, start=0, cache=None, real=None, documents=None, observe=None, balance=0.0):
+    """A list: an Options for each layer and, without a cache, one for the layer of multi-token prediction (mtp.py).
 
-    start: the position of the first token. cache: a KVCache for each layer, or None. padding: (batch, earlier and new
-    tokens) booleans, False where a row is left-padded. documents: (batch, time) integers, the number of the text that a
-    token belongs to, from 1 on, where a row holds several that must not see each other, and 0 for the padding behind
-    them. observe: a dict, or None, in which observe[layer] becomes what the layer observed: "max_logits" of its heads,
-    the "load" of its experts and their "balance", the load-balancing loss. balance: the weight of that loss.
+    config: an architectures.Config. tokens: (batch, time), of which the shape counts; dtype: of the weights. start: the
+    position of the first token. cache: a KVCache for each layer, or None. real: (batch, earlier and new tokens)
+    booleans, False where a row is left-padded. documents: (batch, time), the number of the text that a token belongs
+    to, from 1 on, where a row holds several that must not see each other, and 0 for padding; positions run on from one
+    text to the next, as RoPE knows differences only. observe: a dict, or None, in which observe[layer] becomes what the
+    layer observed: "max_logits" of its heads, the "load" of its experts and "balance", their load-balancing loss.
+    balance: the weight of that loss.
     """
-    time, real = tokens.shape[1], None if documents is None else documents > 0
-    positions = xp.arange(start, start + time)
-    if padding is not None:  # a row's first real token is at position 0
-        real = padding[:, start:]
-        positions = (xp.cumsum(padding, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
+    time = tokens.shape[1]
+    positions, new = xp.arange(start, start + time), None if documents is None else documents > 0
+    if real is not None:  # a row's first real token is at position 0
+        new, positions = real[:, start:], (xp.cumsum(real, axis=1) - 1).clip(0)[:, None, start:]  # (batch, 1, time)
     stretching = config.rope_theta, config.rope_scaling, config.max_position_embeddings
     rope = rope_tables(positions, *rope_frequencies(config.head_dim, *stretching), dtype)
     text = None if documents is None else masks.same_document(documents)
@@ -260,16 +271,16 @@ def layer_options(config, tokens, dtype, start=0, cache=None, padding=None, docu
 
     @cache_results
     def mask(window, pattern, keys):  # layers with the same mask share it, and the plan of its tiles
-        real_keys = None if padding is None else masks.padding(padding[:, -keys:])
+        real_keys = None if real is None else masks.padding(real[:, -keys:])
         parts = causal if config.causal else None, text, window and masks.window(window), pattern, real_keys
-        return masks.both(*[part for part in parts if part is not None])
+        return masks.all_of(*[part for part in parts if part is not None])
 
     options = []
     for i in range(config.num_hidden_layers + (0 if cache else config.num_nextn_predict_layers or 0)):
         own_cache = cache[i] if cache else None
         own_mask = mask(config.window(i), config.pattern(i), (own_cache.kept() if cache else 0) + time)
         observed = None if observe is None else observe.setdefault(i, {})
-        options.append(Options(own_mask, rope if config.uses_rope(i) else None, own_cache, observed, real, balance))
+        options.append(Options(own_mask, rope if config.uses_rope(i) else None, own_cache, observed, new, balance))
     return options
 
 

@@ -1,18 +1,20 @@
 """Variantes de atención: multi-head latent attention (DeepSeek V2, DeepSeek-AI 2024a, section 2.1; V3, Kimi K2).
 
-The key-value cache of a long context is larger than the model. Here the keys and values of all heads are made of one
-latent vector c^KV per token, and only that is cached, with one key for the positions; in the paper's names:
+The key-value cache of a long context can be as large as the model. Here the keys and values of all heads are made of
+one latent vector c^KV per token, and only that is cached, with one key for the positions. In the paper's names, where
+[a ; b] joins a and b:
 
-    c^KV = W^DKV x                      down to `rank` numbers, far fewer than heads · dim
-    kᵢ = [W^UKᵢ c^KV ; k^R]             up again, for head i, a key without a position, k^C; and beside it
-    vᵢ = W^UVᵢ c^KV                     k^R = RoPE(W^KR x), the same for all heads
-    qᵢ = [q^Cᵢ ; q^Rᵢ]                  q^C = W^UQ c^Q and q^R = RoPE(W^QR c^Q), of c^Q = W^DQ x or of x itself
-    y = W^O [attention(qᵢ, kᵢ, vᵢ)]
+    c^KV = norm(W^DKV x)                down to `rank` numbers, far fewer than heads · dim
+    k^Cᵢ = W^UKᵢ c^KV, vᵢ = W^UVᵢ c^KV  up again, to the key, without a position, and the value of head i
+    k^R = RoPE(W^KR x)                  a key with the position, the same for all heads
+    q^Cᵢ = W^UQᵢ c^Q, q^Rᵢ = RoPE(W^QRᵢ c^Q)     of c^Q = norm(W^DQ x), or of x itself
+    oᵢ = attention([q^Cᵢ ; q^Rᵢ], [k^Cᵢ ; k^R], vᵢ), with scores / √(nope_dim + rope_dim)
+    y = W^O [o₁ ; ... ; o_heads]
 
-RoPE has a part of its own, because turned keys could not be made of c^KV without reading every position again: between
-q^C and W^UK there would be a rotation, which stands in the way of what `absorbed_attention` does.
+Why the position has a part of its own: if k^C were rotated, a rotation would stand between q^C and W^UK, so that W^UK
+could not be moved to the query (`absorbed_attention`), and all earlier keys had to be made again at every step.
 
-Shapes: x (batch, time, hidden); c^KV and k^R beside each other are the `latent`, (batch, 1, time, rank + rope_dim);
+Shapes: x (batch, time, hidden); c^KV and k^R beside each other are what is cached, (batch, 1, time, rank + rope_dim);
 q (batch, heads, time, nope_dim + rope_dim); k^C and q^C have nope_dim numbers, k^R and q^R rope_dim, v v_dim.
 """
 
@@ -25,13 +27,14 @@ from posenc import rope as rotate
 def latent_attention(x, weights, heads, v_dim, options, interleaved=True, scale=None, absorb=None):
     """Multi-head latent attention of a block.
 
-    weights, by name: kv_a_proj_with_mqa.weight, W^DKV over W^KR (rank + rope_dim, hidden), and kv_a_layernorm.weight
-    (rank,), which normalises c^KV; kv_b_proj.weight, W^UK over W^UV for each head (heads · (nope_dim + v_dim), rank);
+    weights, by name: kv_a_proj_with_mqa.weight, W^DKV stacked on W^KR (rank + rope_dim, hidden), and
+    kv_a_layernorm.weight (rank,), which normalises c^KV; kv_b_proj.weight, W^UK on W^UV for each head (heads · (nope_dim + v_dim), rank);
     q_proj.weight (heads · (nope_dim + rope_dim), hidden) or, through c^Q, q_a_proj (q_rank, hidden), q_a_layernorm and
     q_b_proj (heads · (nope_dim + rope_dim), q_rank); o_proj.weight (hidden, heads · v_dim).
     options: an attention.Options, whose cache keeps the latents and whose rope is for rope_dim. interleaved: as of
     posenc.rope; scale: as of flash_attention.
-    absorb: attend over the latents themselves, or make keys and values of them; None takes what costs less.
+    absorb: attend over the latents themselves, or make keys and values of them. None: without a cache the latter, with
+    one whatever costs less.
     Returns y, shaped like x, and backward(dy) -> (dx, dweights); earlier tokens of a cache are constants.
     """
     time, rank, rope_dim = x.shape[1], weights["kv_a_layernorm.weight"].shape[0], 2 * options.rope[0].shape[-1]
@@ -45,10 +48,10 @@ def latent_attention(x, weights, heads, v_dim, options, interleaved=True, scale=
     if options.cache is not None:
         (latent,) = options.cache.append(latent)
 
-    w_u = weights["kv_b_proj.weight"].reshape(heads, nope_dim + v_dim, rank)  # W^UK over W^UV
+    w_u = weights["kv_b_proj.weight"].reshape(heads, nope_dim + v_dim, rank)  # W^UK stacked on W^UV
     if absorb is None:
-        # Multiplications per key and head. Expanding a key is done once for all queries, and in training, with as many
-        # queries as keys, it pays where rank > (nope_dim + v_dim) / 2, as in the published models.
+        # Multiplications per key and head, those of q and y apart. Expanding a key is done once for all queries: with
+        # as many of them as keys, and both many, it pays where rank > (nope_dim + v_dim) / 2, as in published models.
         absorbed = time * (2 * rank + rope_dim)
         expanded = time * (nope_dim + rope_dim + v_dim) + rank * (nope_dim + v_dim)
         absorb = options.cache is not None and absorbed < expanded

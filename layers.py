@@ -1,10 +1,11 @@
 """Transformers actuales: the layers every block is made of.
 
 Each function returns its value and its own backward pass: `y, backward = f(x, weight)`, then
-`dx, dweight = backward(dy)`. A backward pass is the transpose of the forward's derivative, so for
-each formula below it is two or three lines of algebra, written right under it.
+`dx, dweight = backward(dy)`. A backward pass multiplies by the transposed Jacobian of the forward pass;
+the algebra stands right under each formula. ⊙ is the product element by element.
 
-Shapes: `...` any leading axes, usually (batch, time); linear weights are (out, in).
+Shapes: `...` any leading axes, usually (batch, time); linear weights are (out, in). `hidden` is the width of the
+model, `intermediate` that inside a feed-forward layer.
 """
 
 from engine import scatter_add, xp
@@ -33,7 +34,7 @@ def linear(x, weight, bias=None):
 
 
 def project(x, weights, name):
-    """`linear` by the published name: weights[name.weight], and weights[name.bias] where there is one.
+    """`linear` with weights by their published names: weights[name.weight], and weights[name.bias] where there is one.
 
     Returns y and backward(dy) -> (dx, {name.weight: gradient, ...}).
     """
@@ -62,7 +63,7 @@ def embedding(tokens, weight):
 
 
 def rms_norm(x, weight, eps=1e-6):
-    """Root-mean-square normalisation, y = w · x / √(mean(x²) + eps) (Zhang & Sennrich 2019).
+    """Root-mean-square normalisation, y = w ⊙ x / √(mean(x²) + eps) (Zhang & Sennrich 2019).
 
     x: (..., dim); weight: (dim,). Returns y, shaped like x, and backward(dy) -> (dx, dweight).
     """
@@ -72,11 +73,10 @@ def rms_norm(x, weight, eps=1e-6):
     y = unit * weight
 
     def backward(dy):
-        dx = dy * weight
+        dunit = dy * weight
         # ds/dx_j = -s³ x_j / dim for s = scale, so d(unit_i)/dx_j = s (δ_ij - unit_i unit_j / dim)
-        along = xp.einsum("...i,...i->...", dx, unit)[..., None] / dim
-        dx -= unit * along
-        dx *= scale
+        dunit -= unit * (xp.einsum("...i,...i->...", dunit, unit)[..., None] / dim)
+        dx = xp.multiply(dunit, scale, out=dunit)
         dweight = xp.einsum("ni,ni->i", dy.reshape(-1, dim), unit.reshape(-1, dim))
         return dx, dweight
 
@@ -84,7 +84,7 @@ def rms_norm(x, weight, eps=1e-6):
 
 
 def layer_norm(x, weight, bias, eps=1e-5):
-    """Layer normalisation, y = w · (x - mean) / √(var + eps) + b (Ba et al. 2016): RMSNorm of what is
+    """Layer normalisation, y = w ⊙ (x - mean) / √(var + eps) + b (Ba et al. 2016): RMSNorm of what is
     left of x after its mean.
 
     x: (..., dim); weight, bias: (dim,). Returns y and backward(dy) -> (dx, dweight, dbias).
@@ -130,10 +130,10 @@ def silu(x):
 
 
 def swiglu(x, weights):
-    """The gated feed-forward layer, W_down (silu(W_gate x) · W_up x) (Shazeer 2020).
+    """The gated feed-forward layer, W_down (silu(W_gate x) ⊙ W_up x) (Shazeer 2020).
 
-    x: (..., dim); weights: {gate,up}_proj.weight (hidden, dim) and down_proj.weight (dim, hidden), with
-    .bias where the model has them. Returns y (..., dim) and backward(dy) -> (dx, dweights).
+    x: (..., hidden); weights: {gate,up}_proj.weight (intermediate, hidden) and down_proj.weight (hidden,
+    intermediate), with .bias where the model has them. Returns y, shaped like x, and backward(dy) -> (dx, dweights).
     """
     gate, gate_backward = project(x, weights, "gate_proj")
     active, silu_backward = silu(gate)
@@ -190,12 +190,13 @@ def cross_entropy(logits, targets):
 
 
 def linear_log_likelihood(x, weight, targets, chunk=None):
-    """The language-model head and the log-likelihood of the targets in one: log softmax(x Wᵀ)[target].
+    """The language-model head and the log-likelihood of the targets in one: log p_t = z_t - log Σ_i exp(z_i) of the
+    logits z = x Wᵀ.
 
-    With a vocabulary of 128,000 the logits are by far the largest array of a training step, so they exist
-    for `chunk` tokens at a time only, and their memory grows neither with the batch nor with the context.
-    The backward pass computes a chunk's softmax again, except the last one's, which is kept: a micro-batch
-    of one chunk does nothing twice.
+    With a vocabulary of 128,000 the logits are by far the largest array of a training step, so they exist for `chunk`
+    tokens at a time only, and their memory grows neither with the batch nor with the context. The backward pass
+    computes a chunk's softmax again, except the last one's, which is kept: where all tokens fit into one chunk, nothing
+    is done twice.
 
     x: (..., dim); weight: (vocab, dim); targets: (...) integers or IGNORE, whose log-likelihood is given as 0.
     Returns log_p (...), in nats, and backward(dlog_p) -> (dx, dweight).
@@ -237,7 +238,8 @@ def linear_log_likelihood(x, weight, targets, chunk=None):
 def linear_cross_entropy(x, weight, targets, count=None, chunk=None):
     """cross_entropy(linear(x, weight), targets) without holding the logits: minus the mean log-likelihood.
 
-    count: of the targets that the mean is over, those here if None. Further arguments as of linear_log_likelihood.
+    count: divide by this many targets, instead of those in `targets`, where these rows are a part of a batch. Further
+    arguments as of linear_log_likelihood.
     Returns the loss in nats, a float, and backward(dloss=1) -> (dx, dweight).
     """
     log_p, log_p_backward = linear_log_likelihood(x, weight, targets, chunk)

@@ -1,4 +1,4 @@
-"""Variantes de atención: sparse attention, and every other mask: who sees whom.
+"""Variantes de atención: masks, that is, which tokens see which; sparse attention among them.
 
 Full attention compares each of n queries with each of n keys. Sparse attention does so for a subset only, chosen
 by fixed patterns, windows or at random, and what is not seen is not computed (engine/flash.py):
@@ -10,6 +10,7 @@ by fixed patterns, windows or at random, and what is not seen is not computed (e
 
 The same object says which tokens are padding and which belong to another text, and masks combine:
 
+    >>> from masks import causal, window
     >>> (causal & window(2)).matrix(queries=4, keys=4).astype(int)
     array([[1, 0, 0, 0],
            [1, 1, 0, 0],
@@ -29,14 +30,15 @@ from engine import np, to_numpy, xp
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Who sees whom, pair by pair and tile by tile. `a & b` is the mask of the pairs that both let see.
+    """Who sees whom. `a & b` is the mask of the pairs that both let see.
 
-    sees(query, key): positions, arrays of integers that broadcast, such as (queries, 1) and (1, keys) -> booleans;
-        with (batch, 1) before them where the rows of a batch differ.
-    tile(q0, q1, k0, k1): of the queries q0 to q1 and keys k0 to k1, ends included, NumPy arrays (tiles of queries, 1)
-        and (1, tiles of keys) -> (some, every): whether some pair sees, and whether every pair does, so that empty
-        tiles are left out and full ones need no mask. It may err towards (True, False).
-    grain: tiles begin at its multiples.
+    sees(query, key) -> booleans: of positions, arrays of integers that broadcast, such as (queries, 1) and (1, keys).
+        Where the rows of a batch differ, the booleans are (batch, 1, queries, keys).
+    tile(q0, q1, k0, k1) -> (some, every): flash attention works on tiles, rectangles of queries × keys. Of many tiles
+        at once, with queries q0 to q1, (tiles, 1), and keys k0 to k1, (1, tiles), ends included: whether any pair is
+        seen, so that empty tiles are left out, and whether every pair is, so that full ones need no mask. Where it is
+        not sure it answers (True, False), which costs time and no correctness.
+    grain: the edges of tiles have to be multiples of this.
     """
 
     sees: Callable
@@ -52,13 +54,15 @@ class Mask:
         return Mask(sees, tile, math.lcm(self.grain, other.grain))
 
     def matrix(self, queries, keys):
-        """For every pair, (queries, keys) or (batch, 1, queries, keys); the queries are the last of the keys."""
+        """Booleans, (queries, keys) or (batch, 1, queries, keys); the queries are the last of the keys."""
         return self.sees(xp.arange(keys - queries, keys)[:, None], xp.arange(keys)[None])
 
 
 @lru_cache(maxsize=32)
-def both(*masks):
-    """The mask of the pairs that all of the masks let see, the same object each time; for none None, for everywhere."""
+def all_of(*masks):
+    """The mask of the pairs that every one of the masks lets see, the same object for the same masks. None, which means
+    everywhere, if there are no masks.
+    """
     return reduce(Mask.__and__, masks) if masks else None
 
 
@@ -68,7 +72,9 @@ causal = Mask(lambda query, key: key <= query, lambda q0, q1, k0, k1: (k0 <= q1,
 
 @lru_cache
 def window(size):
-    """Sliding window: only keys less than `size` places away, the query itself included. O(n · size)."""
+    """Sliding window: only keys less than `size` tokens away, the query itself included; with `causal`, the last `size`
+    tokens. O(n · size).
+    """
 
     def tile(q0, q1, k0, k1):
         nearest, farthest = np.maximum(k0 - q1, q0 - k1), np.maximum(k1 - q0, q1 - k0)
@@ -85,12 +91,13 @@ def padding(real):
         count, size = before[:, k1 + 1] - before[:, k0], k1 + 1 - k0
         return (count > 0).any(axis=0), (count == size).all(axis=0)
 
-    return Mask(lambda query, key: real[:, None][..., key] & (query == query), tile)
+    return Mask(lambda query, key: real[:, None][..., key] & (query == query), tile)  # all True: broadcasts
 
 
 def same_document(ids):
     """Only tokens of the query's own text are seen, where several texts share a row. ids: (batch, keys), the number of
-    the text that each token belongs to, ascending along a row, and 0 for the padding behind them.
+    the text that each token belongs to, and 0 for padding. Where they ascend, the padding last, whole tiles can be
+    skipped; any order is right.
     """
     order = to_numpy(ids)
     order = np.where(order == 0, order.max(initial=0) + 1, order)
@@ -105,7 +112,34 @@ def same_document(ids):
     return Mask(lambda query, key: rows[..., query] == rows[..., key], tile)
 
 
-# Sparse attention: which blocks of keys j a block of queries i sees. Beside its neighbours, |i - j| < stride, each sees
+# Sparse attention: whether a block of queries i sees a block of keys j. i and j: arrays of block numbers
+
+
+def windowed(i, j, stride):
+    """Blocks less than `stride` blocks away: O(n)."""
+    return abs(i - j) < stride
+
+
+def strided(i, j, stride):
+    """The same, and every stride-th block (Child et al. 2019): O(n √n) for a stride of √blocks."""
+    return windowed(i, j, stride) | ((i - j) % stride == 0)
+
+
+def fixed(i, j, stride):
+    """The blocks of its own span of `stride` blocks, and the last block of every span (Child et al. 2019): O(n √n) for
+    a stride of √blocks.
+    """
+    return (i // stride == j // stride) | (j % stride == stride - 1)
+
+
+def bigbird(i, j, stride, global_blocks, random_blocks, seed):
+    """Blocks less than `stride` away, the first `global_blocks`, which see all, too, and `random_blocks` at random:
+    O(n) (Zaheer et al. 2020; without the random ones Longformer, Beltagy et al. 2020). These are drawn, unlike in the
+    paper, from the blocks up to i, so that a causal mask leaves them; some may coincide.
+    """
+    drawn = np.array([draw(block, random_blocks, seed) for block in range(np.max(i) + 1)])[i]  # (..., random_blocks)
+    anchored = (j < global_blocks) | (i < global_blocks)
+    return windowed(i, j, stride) | anchored | (drawn == j[..., None]).any(axis=-1)
 
 
 @cache
@@ -113,34 +147,14 @@ def draw(block, count, seed):
     return np.random.default_rng((seed, block)).integers(0, block + 1, count)
 
 
-def windowed(i, j, stride):
-    """nothing: O(n)."""
-    return abs(i - j) < stride
-
-
-def strided(i, j, stride):
-    """every stride-th block (Child et al. 2019): O(n √n) for a stride of √blocks, as `fixed`."""
-    return (abs(i - j) < stride) | ((i - j) % stride == 0)
-
-
-def fixed(i, j, stride):
-    """the last block of every span of `stride` blocks; its neighbours are those of its span (Child et al. 2019)."""
-    return (i // stride == j // stride) | (j % stride == stride - 1)
-
-
-def bigbird(i, j, stride, global_blocks, random_blocks, seed):
-    """the first `global_blocks`, which see all, too, and `random_blocks` draws from those up to i, of which some may
-    coincide: O(n) (Zaheer et al. 2020; without the random ones Longformer, Beltagy et al. 2020)."""
-    drawn = np.array([draw(block, random_blocks, seed) for block in range(np.max(i) + 1)])[i]  # (..., random_blocks)
-    return (abs(i - j) < stride) | (j < global_blocks) | (i < global_blocks) | (drawn == j[..., None]).any(axis=-1)
-
-
 PATTERNS = {"window": windowed, "strided": strided, "fixed": fixed, "bigbird": bigbird}
 
 
 @lru_cache
 def sparse(kind, stride=4, block=64, global_blocks=1, random_blocks=2, seed=0):
-    """The mask of a pattern of PATTERNS over blocks of `block` tokens. The last three are bigbird's alone."""
+    """The mask of a pattern of PATTERNS over blocks of `block` tokens ("window" counts in blocks, `window` in tokens).
+    The last three are bigbird's alone.
+    """
     options = (global_blocks, random_blocks, seed) if kind == "bigbird" else ()
     pattern = lambda i, j: PATTERNS[kind](*np.broadcast_arrays(i // block, j // block), stride, *options)
 

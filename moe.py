@@ -5,7 +5,7 @@ which k of them compute it and how much each counts:
 
     s = softmax(W x)                                      a score per expert (in DeepSeek V3, a sigmoid)
     T = the k experts of largest s + b                    b: a bias for the choice only, or 0
-    g_i = s_i / Σ_{j in T} s_j                            the gate, how much expert i counts
+    g_i = scale · s_i / Σ_{j in T} s_j                    the gate, how much expert i counts
     y = Σ_{i in T} g_i expert_i(x) + shared(x)            Shazeer et al. 2017; shared experts: Dai et al. 2024
 
 A model of a hundred experts has the memory of a large model and the cost of a small one. The price is that the
@@ -42,60 +42,10 @@ def every_expert(x, gates, experts):
     return y, backward
 
 
-def route(x, weight, k, bias=None, n_group=1, topk_group=1, normalise=True, scale=1.0):
-    """The router: to which k experts a token goes, and how much each of them counts.
-
-    Without a bias the scores are a softmax, as in Qwen3; with it they are sigmoids, as in DeepSeek V3 (equations 12
-    to 16), and the bias takes part in the choice alone, so that it has no gradient. A normalised gate is always 1
-    where k = 1 and teaches the router nothing, which is why Switch, with k = 1, does not normalise.
-
-    weight: (experts, dim). bias: (experts,) or None. n_group, topk_group: as in `choose`. normalise: the k scores
-    are divided by their sum. scale: multiplies the gates.
-    Returns (chosen, gates, p), where p (tokens, experts) are all scores divided by their sum, and
-    backward(dgates, dp=None) -> (dx, dweight).
-    """
-    logits, linear_backward = linear(x, weight)
-    scores, scores_backward = (softmax if bias is None else sigmoid)(logits)
-    p, p_backward = normalised(scores)
-    chosen = choose(scores if bias is None else scores + bias, k, n_group, topk_group)
-    row = xp.arange(len(chosen))[:, None]
-    gates, gates_backward = normalised(scores[row, chosen]) if normalise else (scores[row, chosen], lambda dy: dy)
-
-    def backward(dgates, dp=None):
-        dscores = xp.zeros_like(scores) if dp is None else p_backward(dp)
-        dscores[row, chosen] += gates_backward(dgates * scale)
-        return linear_backward(scores_backward(dscores))
-
-    return (chosen, gates * scale, p), backward
-
-
-def normalised(a):
-    """y = a / Σa over the last axis. Returns y and backward(dy) -> da."""
-    total = a.sum(axis=-1, keepdims=True) + 1e-20
-    y = a / total
-    return y, lambda dy: (dy - (dy * y).sum(axis=-1, keepdims=True)) / total
-
-
-def choose(scores, k, n_group=1, topk_group=1):
-    """The k largest scores of each row: their indices, (tokens, k).
-
-    Node-limited routing (DeepSeek V3, DeepSeek-AI 2024b, section 2.1.2): the experts are in n_group groups of at
-    least two, and a token keeps to the topk_group groups whose two best scores have the largest sum. With one
-    group per machine, it travels to few machines.
-    """
-    if n_group > 1:
-        grouped = scores.reshape(len(scores), n_group, -1)
-        best_two = -xp.partition(-grouped, 1, axis=-1)[..., :2].sum(axis=-1)  # (tokens, groups)
-        kept = choose(best_two, topk_group)
-        mask = (kept[:, :, None] == xp.arange(n_group)).any(axis=1)  # (tokens, groups)
-        scores = xp.where(mask[:, :, None], grouped, -xp.inf).reshape(scores.shape)
-    return xp.argpartition(-scores, k - 1, axis=-1)[:, :k]
-
-
 def chosen_experts(x, chosen, gates, experts):
-    """The same sum over the chosen experts only.
+    """The sum of `every_expert` over the chosen experts only.
 
-    chosen, gates: (tokens, k); the number len(experts) is no expert. experts: a list of weights of layers.swiglu.
+    chosen, gates: (tokens, k); the index len(experts) stands for none, for padding. experts: as of `every_expert`.
     Returns y, shaped like x, and backward(dy) -> (dx, dgates, dexperts).
     """
     tokens, k = chosen.shape
@@ -103,7 +53,7 @@ def chosen_experts(x, chosen, gates, experts):
     order = xp.argsort(chosen.reshape(-1), kind="stable")
     rows = x[order // k]  # (tokens · k, dim)
     ends = to_numpy(xp.cumsum(loads(chosen, len(experts)))).tolist()
-    # an expert without tokens is skipped: a single token would wait for a hundred of them
+    # experts without tokens are skipped: when text is generated token by token, nearly all have none
     parts = {i: slice(start, end) for i, (start, end) in enumerate(zip([0] + ends, ends)) if start < end}
 
     sorted_outputs, backwards = xp.zeros_like(rows), {}
@@ -130,6 +80,57 @@ def chosen_experts(x, chosen, gates, experts):
 def loads(chosen, experts):
     """How many tokens each expert was sent, (experts,)."""
     return xp.bincount(chosen.reshape(-1), minlength=experts + 1)[:experts]
+
+
+def choose(scores, k, n_group=1, topk_group=1):
+    """The k largest scores of each row: their indices, (tokens, k).
+
+    Node-limited routing (DeepSeek V3, DeepSeek-AI 2024b, section 2.1.2): the experts are in n_group groups of at
+    least two, and a token keeps to the topk_group groups whose two best scores have the largest sum (in the paper the
+    k / topk_group best, which is two in V3). With one group per machine, a token travels to few machines.
+    """
+    if n_group > 1:
+        grouped = scores.reshape(len(scores), n_group, -1)
+        best_two = -xp.partition(-grouped, 1, axis=-1)[..., :2].sum(axis=-1)  # (tokens, groups)
+        kept = choose(best_two, topk_group)
+        mask = (kept[:, :, None] == xp.arange(n_group)).any(axis=1)  # (tokens, groups)
+        scores = xp.where(mask[:, :, None], grouped, -xp.inf).reshape(scores.shape)
+    return xp.argpartition(-scores, k - 1, axis=-1)[:, :k]
+
+
+def divided_by_sum(a):
+    """y = a / Σa over the last axis. Returns y and backward(dy) -> da."""
+    total = a.sum(axis=-1, keepdims=True) + 1e-20
+    y = a / total
+    return y, lambda dy: (dy - (dy * y).sum(axis=-1, keepdims=True)) / total
+
+
+def route(x, weight, k, bias=None, n_group=1, topk_group=1, normalise=True, scale=1.0):
+    """The router: to which k experts a token goes, and how much each of them counts.
+
+    As in the published models, a router without a bias has scores of a softmax (Qwen3), and one with a bias those of
+    sigmoids (DeepSeek V3, equations 12 to 16); the bias takes part in the choice alone, so that it has no gradient. A
+    normalised gate is always 1 where k = 1 and teaches the router nothing, which is why Switch, with k = 1, does not
+    normalise.
+
+    weight: (experts, dim). bias: (experts,) or None. n_group, topk_group: as in `choose`. normalise: the k scores
+    are divided by their sum. scale: multiplies the gates.
+    Returns (chosen, gates, p), where p (tokens, experts) are all scores divided by their sum, and
+    backward(dgates, dp=None) -> (dx, dweight).
+    """
+    logits, linear_backward = linear(x, weight)
+    scores, scores_backward = (softmax if bias is None else sigmoid)(logits)
+    p, p_backward = divided_by_sum(scores)
+    chosen = choose(scores if bias is None else scores + bias, k, n_group, topk_group)
+    row = xp.arange(len(chosen))[:, None]
+    gates, gates_backward = divided_by_sum(scores[row, chosen]) if normalise else (scores[row, chosen], lambda dy: dy)
+
+    def backward(dgates, dp=None):
+        dscores = xp.zeros_like(scores) if dp is None else p_backward(dp)
+        dscores[row, chosen] += gates_backward(dgates * scale)
+        return linear_backward(scores_backward(dscores))
+
+    return (chosen, gates * scale, p), backward
 
 
 def load_balancing_loss(p, chosen, real=None):

@@ -2,8 +2,8 @@
 
 Attention by itself sees a set: permute the tokens and every output moves with its token, unchanged. Order has to be put
 in. Written as 1, 2, 3, ... N it would drown embeddings of size about one, so a position p becomes angles p·θⱼ with
-θⱼ = base^(-2j/dim): a clock whose dim/2 hands turn at different speeds. The encodings differ in where those angles, or
-a trained table or a straight line in their place, enter the model:
+θⱼ = base^(-2j/dim): a clock whose dim/2 hands turn at different speeds. Encodings differ in what they use, these
+angles, a trained table or a straight line, and in where it enters the model:
 
     added to the embedding  sinusoidal  PE[p, 2j] = sin(p θⱼ), PE[p, 2j+1] = cos(p θⱼ)   Vaswani et al. 2017
                             learned     a trained row for each position                  Devlin et al. 2019
@@ -13,11 +13,11 @@ a trained table or a straight line in their place, enter the model:
     nowhere                 none        under a causal mask the n-th token averages      Haviv et al. 2022;
                                         over n of them, which tells it apart ("NoPE")    Kazemnejad et al. 2023
 
-The last needs no function: the model skips `rope`, as SmolLM3 does on every fourth layer. What stretches RoPE to a
-context longer than the one trained on comes last.
+The last needs no function. The models here use rope, or none on every fourth layer of SmolLM3; the others are here to
+compare. What stretches RoPE to a context longer than the one trained on comes last.
 
 The slide abbreviates the exponent of the sinusoidal to i/embDim. In the paper components 2j and 2j+1 share one
-frequency, exponent 2j/embDim. Only then does a shift by k rotate each (sin, cos) pair, by k θⱼ: one linear map for
+frequency, exponent 2j/embDim. Only then does a shift by k rotate each pair (cos, sin), by k θⱼ: one linear map for
 every p, which is how a model can learn relative patterns.
 
 Shapes: `dim` is the size of an embedding in `sinusoidal` and `learned`, of one attention head in `rope`.
@@ -73,8 +73,8 @@ def pair_frequencies(dim, base=10000.0):
 def rope_tables(positions, frequencies, attention_factor=1.0, dtype=xp.float32):
     """cos and sin of each position's angles p θⱼ, each (..., time, dim/2), for positions (..., time).
 
-    The angles are float64: float32 would round them by up to 0.004 radians at position 100 000. attention_factor: see
-    `rope_frequencies`.
+    The angles are float64: float32 would round them by almost 0.01 radians at position 100 000. attention_factor: what
+    cos and sin are multiplied by, more than 1 in a context that YaRN stretches (below).
     """
     angles = xp.asarray(positions, dtype=xp.float64)[..., None] * frequencies
     return tuple((attention_factor * f(angles)).astype(dtype) for f in (xp.cos, xp.sin))
@@ -91,8 +91,8 @@ def textbook_rope(x, cos, sin):
 
 
 def rope(x, cos, sin, interleaved=False):
-    """The same in half the time: x · (cos, cos) + (x₂, x₁) · (-sin, sin), in whole vectors, as the rows of the four
-    products above are too short for NumPy.
+    """The same, usually faster: two products over whole vectors instead of four over halves,
+    x · (cos, cos) + (x₂, x₁) · (-sin, sin).
 
     x: (batch, heads, time, dim); cos, sin: (time, n) or what broadcasts, such as (batch, 1, time, n), of x's dtype;
     n = dim/2, or less, and then only the first 2n components turn (partial rotary). interleaved: pair j is (2j, 2j+1),
@@ -137,7 +137,8 @@ def alibi_slopes(heads, dtype=xp.float32):
 def alibi(heads, dtype=xp.float32):
     """Attention with linear biases: what is added to the scores, -slope · |distance|, as a function of the positions.
 
-    The distance has no sign, for bidirectional attention too; a causal mask leaves the paper's bias.
+    The paper's bias is -slope · (i - j) for keys j ≤ i. Here it is -slope · |i - j|, which is the same under a causal
+    mask and serves bidirectional attention, too.
     Returns bias(query, key) -> (heads, queries, keys) for positions (queries, 1) and (1, keys).
     """
     slopes = alibi_slopes(heads, dtype)[:, None, None]
@@ -153,7 +154,9 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
     dim: size of a head. scaling: the dict `rope_scaling` or `rope_parameters`, or None; its rope_theta is not read
     (pass it as base), its partial_rotary_factor is (only that part of dim gets frequencies). max_position_embeddings:
     the model's, for dicts that leave out what can be told from it.
-    Returns frequencies (dim/2,) in radians per position, float64, and attention_factor, which multiplies cos and sin.
+    Returns frequencies (dim/2,), or half of the part that turns, in radians per position, float64, and
+    attention_factor, which multiplies cos and sin. Any type but these is read as linear: engine/published.py refuses
+    others first.
 
     In a context longer than the one trained on, slow pairs reach angles they never met. Each type divides the frequency
     of pair j by `factor`, except for a share keep[j] in [0, 1] that stays as it was:
@@ -199,16 +202,16 @@ def _yarn(scaling, pairs, base, original, factor):
     attention_factor, mscale, all_dim = map(scaling.get, ("attention_factor", "mscale", "mscale_all_dim"))
     if not attention_factor:
         # DeepSeek's softmax scale already holds the one of mscale_all_dim, so here goes only what is left over
-        sharp, already = sharpening(factor, mscale), sharpening(factor, all_dim)
-        attention_factor = sharp / already if mscale and all_dim else sharpening(factor)
+        wanted, already = attention_temperature(factor, mscale), attention_temperature(factor, all_dim)
+        attention_factor = wanted / already if mscale and all_dim else attention_temperature(factor)
     return keep, float(attention_factor)
 
 
-def sharpening(factor, strength=1.0):
-    """What q and k are multiplied by in a context `factor` times as long, 0.1 · strength · ln(factor) + 1, as the
-    softmax over more keys is flatter (YaRN, Peng et al. 2023, section 3.4).
+def attention_temperature(factor, mscale=1.0):
+    """YaRN's √(1/t): what q and k are multiplied by in a context `factor` times as long, 0.1 · mscale · ln(factor) + 1,
+    as the softmax over more keys is flatter (Peng et al. 2023, section 3.4).
     """
-    return 0.1 * (strength or 0) * math.log(factor) + 1 if factor > 1 else 1.0
+    return 0.1 * (mscale or 0) * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 if __name__ == "__main__":

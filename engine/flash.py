@@ -1,4 +1,4 @@
-"""Flash attention at speed, on the cores of a CPU. attention.flash_attention_by_hand is what it computes; here
+"""Flash attention at speed, on the cores of a CPU. attention.textbook_flash_attention is what it computes; here
 
 - a plan says which tiles some pair sees, and which every pair: empty ones are skipped, and full ones need no mask;
 - heads that share a key head are more rows of one product, and short sequences share one tile;

@@ -1,4 +1,6 @@
-"""Attention: textbook, by hand in tiles, and a block's; what a token may and may not see; the cache."""
+"""Attention: textbook, whole and in tiles, and a block's; what a token may and may not see; the cache."""
+
+import doctest
 
 import numpy as np
 from gradcheck import check, close, normal
@@ -6,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_masks import causal_window, masks, patterns
 
+import attention as attention_module
 import posenc
-from attention import KVCache, Options, attention, flash_attention, flash_attention_by_hand, self_attention
+from attention import KVCache, Options, attention, flash_attention, self_attention, textbook_flash_attention
 from engine import xp
 from masks import causal
 
@@ -41,10 +44,10 @@ def test_textbook_gradients(sizes, has_mask, seed):
 @given(
     st.integers(1, 11), st.integers(0, 5), st.integers(1, 4), st.integers(1, 4), masks(1, 16), st.integers(1, 6), seed
 )
-def test_flash_attention_by_hand_is_the_textbook_attention(queries, before, dim, v_dim, mask, block, seed):
+def test_flash_attention_of_the_textbook_is_attention(queries, before, dim, v_dim, mask, block, seed):
     q, k, v = qkv((1, 1, 1, queries, before, dim, v_dim), seed)
     y, backward = attention(q, k, v, mask)
-    by_hand, by_hand_backward = flash_attention_by_hand(q[0, 0], k[0, 0], v[0, 0], one_row(mask), block)
+    by_hand, by_hand_backward = textbook_flash_attention(q[0, 0], k[0, 0], v[0, 0], one_row(mask), block)
     close(by_hand, y[0, 0])
     for ours, textbook in zip(by_hand_backward(y[0, 0]), backward(y), strict=True):
         close(ours, textbook[0, 0])
@@ -56,9 +59,9 @@ def one_row(mask):
     return type(mask)(sees, mask.tile, mask.grain)
 
 
-def test_flash_attention_by_hand_has_the_gradients_that_it_says():
+def test_flash_attention_of_the_textbook_has_the_gradients_that_it_says():
     q, k, v = (normal(i, 7, 3) for i in range(3))
-    check(lambda q, k, v: flash_attention_by_hand(q, k, v, causal, 3), q, k, v)
+    check(lambda q, k, v: textbook_flash_attention(q, k, v, causal, 3), q, k, v)
 
 
 @fast
@@ -180,3 +183,7 @@ def test_grouped_query_attention_is_multi_head_attention_with_repeated_keys(kv_h
         w = weights[name]
         repeated[name] = xp.repeat(w.reshape(kv_heads, 4, -1), group, axis=0).reshape(heads * 4, *w.shape[1:])
     close(self_attention(x, weights, heads, kv_heads)[0], self_attention(x, repeated, heads, heads)[0])
+
+
+def test_the_example_is_what_is_printed():
+    assert doctest.testmod(attention_module).failed == 0 or xp is not np

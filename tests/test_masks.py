@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import masks as masks_module
 from engine import to_numpy, xp
-from masks import PATTERNS, Mask, both, causal, padding, same_document, sparse, window
+from masks import PATTERNS, Mask, all_of, causal, padding, same_document, sparse, window
 
 seed = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=60, deadline=None)
@@ -39,7 +39,7 @@ def masks(draw, batch, keys):
     if draw(st.booleans()) or not parts:
         ids = rng.integers(draw(st.integers(0, 1)), 4, (batch, keys))  # side by side, padding last, or in any order
         parts.append(same_document(xp.asarray(np.sort(ids, axis=1) if draw(st.booleans()) else ids)))
-    return both(*parts)
+    return all_of(*parts)
 
 
 @fast
@@ -66,7 +66,11 @@ def test_causal_and_window_are_what_they_say(queries, before, size):
     assert (to_numpy(causal.matrix(queries, keys)) == (key <= query)).all()
     assert (to_numpy(window(size).matrix(queries, keys)) == (abs(query - key) < size)).all()
     both_of_them = to_numpy((causal & window(size)).matrix(queries, keys))
-    assert (both_of_them == ((key <= query) & (query - key < size))).all() and both() is None and both(causal) is causal
+    assert (
+        (both_of_them == ((key <= query) & (query - key < size))).all()
+        and all_of() is None
+        and all_of(causal) is causal
+    )
 
 
 @fast

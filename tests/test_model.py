@@ -158,7 +158,7 @@ def test_padding_is_sent_to_no_expert(config, length, spare, seed):
         assert "load" not in seen or int(seen["load"].sum()) == real * config.num_experts_per_tok
     observed = {}
     left = documents[:, ::-1] > 0
-    model.transformer(params, config, tokens, options(config, tokens, padding=left, observe=observed))
+    model.transformer(params, config, tokens, options(config, tokens, real=left, observe=observed))
     loads = [int(seen["load"].sum()) for seen in observed.values() if "load" in seen]
     assert loads and set(loads) == {length * config.num_experts_per_tok}
 

@@ -40,6 +40,8 @@ def test_a_bias_is_added_to_the_scores(sizes, block, seed):
     q, k, v = qkv(sizes, seed)
     heads, queries, keys, group = *q.shape[1:3], k.shape[2], q.shape[1] // k.shape[1]
     alibi = posenc.alibi(heads, xp.float64)
+    y, backward = attention(q, k, v, causal, alibi, 1)
+    same(flash.attention(q, k, v, causal, alibi, 1, block=block), (y, backward), y)
     # a bias on the scores is a further dimension of q and k
     bias = alibi(xp.arange(keys - queries, keys)[:, None], xp.arange(keys)[None])
     onehot = xp.broadcast_to(xp.eye(keys), (len(k), heads, keys, keys))

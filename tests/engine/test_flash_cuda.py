@@ -16,7 +16,7 @@ from test_masks import masks
 from attention import attention, flash_attention
 from engine import flash_cuda as launch
 from engine import to_numpy, xp
-from masks import PATTERNS, both, causal, padding, same_document, sparse, window
+from masks import PATTERNS, all_of, causal, padding, same_document, sparse, window
 
 root = pathlib.Path(__file__).parents[2]
 variants = pytest.mark.parametrize("half, dim", [(half, dim) for half in (False, True) for dim in (32, 64, 128)])
@@ -88,7 +88,7 @@ def masks_of_many_tiles(draw, batch, keys):
     parts += [sparse(draw(st.sampled_from(sorted(PATTERNS))), 2, draw(st.integers(10, 70)))] if draw(maybe) else []
     parts += [left_padding(keys, rng.integers(0, keys + 1, batch))] if draw(maybe) else []
     parts += [same_document(xp.asarray(np.sort(rng.integers(0, 4, (batch, keys)))))] if draw(maybe) else []
-    return both(*parts)
+    return all_of(*parts)
 
 
 def left_padding(keys, first):
