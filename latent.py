@@ -28,9 +28,9 @@ def latent_attention(x, weights, heads, v_dim, options, interleaved=True, scale=
     """Multi-head latent attention of a block.
 
     weights, by name: kv_a_proj_with_mqa.weight, W^DKV stacked on W^KR (rank + rope_dim, hidden), and
-    kv_a_layernorm.weight (rank,), which normalises c^KV; kv_b_proj.weight, W^UK on W^UV for each head (heads · (nope_dim + v_dim), rank);
-    q_proj.weight (heads · (nope_dim + rope_dim), hidden) or, through c^Q, q_a_proj (q_rank, hidden), q_a_layernorm and
-    q_b_proj (heads · (nope_dim + rope_dim), q_rank); o_proj.weight (hidden, heads · v_dim).
+    kv_a_layernorm.weight (rank,), which normalises c^KV; kv_b_proj.weight, W^UK on W^UV for each head (heads ·
+    (nope_dim + v_dim), rank); q_proj.weight (heads · (nope_dim + rope_dim), hidden) or, through c^Q, q_a_proj (q_rank,
+    hidden), q_a_layernorm and q_b_proj (heads · (nope_dim + rope_dim), q_rank); o_proj.weight (hidden, heads · v_dim).
     options: an attention.Options, whose cache keeps the latents and whose rope is for rope_dim. interleaved: as of
     posenc.rope; scale: as of flash_attention.
     absorb: attend over the latents themselves, or make keys and values of them. None: without a cache the latter, with
