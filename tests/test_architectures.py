@@ -1,145 +1,14 @@
-"""The architectures: what a config.json means, what is refused, and what the published ones weigh."""
+"""The architectures: what the published ones weigh and cost, and their small siblings."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from test_model import EXPERTS, LATENT, TINY, VARIANTS, variant
+from test_model import EXPERTS, LATENT, TINY, VARIANTS
 
 import architectures
 import model
-from checkpoint import config_from_json, config_to_json
-from engine import flash, xp
-
-
-@settings(max_examples=30, deadline=None)
-@given(variant)
-def test_a_config_survives_its_json(config):
-    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
-
-
-def test_a_router_says_how_it_scores_and_chooses():
-    """By the names that llama.cpp reads: without them it takes a softmax."""
-    latent = config_to_json(dataclasses.replace(TINY, **LATENT))
-    assert (latent["scoring_func"], latent["topk_method"]) == ("sigmoid", "noaux_tc")
-    assert "scoring_func" not in config_to_json(TINY)
-
-
-def test_the_newer_config_form_is_the_older_one():
-    old = config_to_json(dataclasses.replace(TINY, rope_scaling=architectures.ARCHITECTURES["llama3.2"].rope_scaling))
-    new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}
-    new["rope_parameters"] = {"rope_theta": old["rope_theta"], **old["rope_scaling"]}
-    assert config_from_json(new) == config_from_json(old)
-
-
-def test_the_newer_names_of_experts_are_the_older_ones():
-    for name, other in (
-        ("experts", {"num_experts": "num_local_experts"}),
-        (
-            "mtp",
-            {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"},
-        ),
-    ):
-        config = dataclasses.replace(TINY, **VARIANTS[name])
-        newer = {other.get(key, key): value for key, value in config_to_json(config).items()}
-        assert config_from_json(newer) == config
-
-
-@pytest.mark.parametrize("sparse", [{"stride": 0}, {"strides": 3}, {"block": "x"}, {"kind": "window"}])
-def test_a_pattern_that_is_none_is_refused(sparse):
-    published = config_to_json(dataclasses.replace(TINY, **VARIANTS["sparse"]))
-    config_from_json(published)
-    with pytest.raises(ValueError):
-        config_from_json(published | {"sparse_attention": sparse})
-
-
-def test_what_is_null_or_switched_off_is_not_the_default():
-    latent = config_to_json(dataclasses.replace(TINY, **LATENT))
-    for name in "norm_topk_prob", "rope_interleave":
-        config = config_from_json(latent | {name: None})
-        assert getattr(config, name) is False and config_from_json(config_to_json(config)) == config
-    for name, default in ("bos_token_id", 0), ("eos_token_id", 1):
-        left_out = {key: value for key, value in latent.items() if key != name}
-        assert getattr(config_from_json(left_out), name) == default
-        assert getattr(config_from_json(latent | {name: None}), name) is None
-    experts = config_to_json(dataclasses.replace(TINY, **VARIANTS["experts"]))
-    config = config_from_json(experts | {"sliding_window": 4, "use_sliding_window": False})
-    assert config.sliding_window is None and config_to_json(config)["use_sliding_window"] is False
-    config = config_from_json(experts | {"sliding_window": 4, "use_sliding_window": True})
-    assert [config.window(i) for i in range(2)] == [4, 4] and config_from_json(config_to_json(config)) == config
-
-
-def test_kimi_k2_is_deepseek_v3_under_another_name():
-    config = dataclasses.replace(TINY, **LATENT)
-    assert config_from_json(config_to_json(config) | {"model_type": "kimi_k2"}) == config
-
-
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("model_type", "gpt2"),
-        ("hidden_act", "gelu"),
-        ("quantization_config", {"bits": 4}),
-        ("use_sliding_window", True),
-        ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
-        ("num_key_value_heads", 3),
-        ("hidden_size", None),
-        ("no_rope_layers", [1]),
-        ("layer_types", ["full_attention", "spiral_attention"]),
-        ("layer_types", ["strided_attention"]),
-    ],
-)
-def test_what_the_model_lacks_is_refused(field, value):
-    published = config_to_json(TINY) | {field: value}
-    with pytest.raises(ValueError):
-        config = config_from_json(published)
-        model.forward(model.init(config), config, xp.zeros((1, 2), int))
-
-
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("scoring_func", "softmax"),
-        ("topk_method", "greedy"),
-        ("moe_layer_freq", 2),
-        ("num_nextn_predict_layers", 2),
-        ("n_group", 3),
-        ("topk_group", 5),
-        ("num_experts_per_tok", 0),
-        ("num_experts_per_tok", 5),
-        ("moe_intermediate_size", 0),
-        ("kv_lora_rank", 0),
-        ("q_lora_rank", 0),
-        ("qk_rope_head_dim", 3),
-        ("v_head_dim", -1),
-        ("n_routed_experts", "8"),
-        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
-        ("decoder_sparse_step", 2),
-        ("num_hidden_layers", 10_001),
-        ("n_routed_experts", 100_004),
-        ("qk_rope_head_dim", 10**9),
-        ("max_position_embeddings", None),
-        ("model_type", []),
-        ("rope_theta", 10**400),
-        ("rope_theta", 1),
-        ("rope_theta", float("nan")),
-        ("rms_norm_eps", -1.0),
-        ("hidden_size", True),
-        ("eos_token_id", [1.5]),
-        *(
-            ("rope_scaling", architectures.ARCHITECTURES["deepseek-v3"].rope_scaling | {name: value})
-            for name in ("factor", "beta_fast", "mscale", "mscale_all_dim", "attention_factor")
-            for value in ("x", -1, float("nan"), 10**400)
-        ),
-    ],
-)
-def test_experts_and_latents_that_do_not_fit_are_refused(field, value):
-    published = config_to_json(dataclasses.replace(TINY, **LATENT))
-    config_from_json(published)
-    with pytest.raises(ValueError):
-        config_from_json(published | {field: value})
+from engine import flash
 
 
 def test_published_sizes():
@@ -200,3 +69,96 @@ def test_the_work_of_sparse_attention_grows_as_the_docstring_says(attention, exp
         plan = flash.plan(mask, context, context, 16, 16, 16)
         work.append(sum((rows.stop - rows.start) * sum(flash.length(c) for c, _ in columns) for rows, columns in plan))
     assert np.log(work[1] / work[0]) / np.log(16) == pytest.approx(exponent, abs=0.1)
+
+
+def test_siblings_keep_what_makes_each_architecture_what_it_is():
+    made = {name: architectures.sibling(name, 300, **SIZES) for name in model.ARCHITECTURES}
+    for name, config in made.items():
+        published = model.ARCHITECTURES[name]
+        assert (config.model_type, config.rope_scaling) == (published.model_type, published.rope_scaling)
+        assert (config.vocab_size, config.num_hidden_layers, config.hidden_size) == (300, 4, 128)
+        assert (config.max_position_embeddings, config.intermediate_size) == (256, 352)  # 8/3 of 128, in steps of 32
+        assert config.no_rope_layers == ((1, 1, 1, 0) if name == "smollm3" else None)
+    assert (made["qwen3"].head_dim, made["qwen3"].num_key_value_heads) == (64, 1)
+    v3 = made["deepseek-v3"]
+    assert (v3.head_dim, v3.qk_rope_head_dim, v3.qk_nope_head_dim, v3.v_head_dim) == (32, 32, 64, 64)
+    assert (v3.q_lora_rank, v3.kv_lora_rank, v3.num_key_value_heads) == (96, 32, 2)
+    assert (v3.moe_intermediate_size, v3.first_k_dense_replace) == (128, 1)  # 352 / (2 + 1 shared), in steps of 16
+    assert (made["qwen3-moe"].moe_intermediate_size, made["qwen3-moe"].norm_topk_prob) == (176, True)
+    one = architectures.sibling("kimi-k2", 300, **SIZES | {"layers": 1, "experts": 4, "feed_forward": 64})
+    assert (one.first_k_dense_replace, one.moe_intermediate_size, one.intermediate_size) == (0, 32, 64)
+    nine = architectures.sibling("smollm3", 300, **SIZES | {"layers": 9, "causal": False})
+    assert nine.no_rope_layers == (1, 1, 1, 0, 1, 1, 1, 0, 1) and not nine.causal
+    sizes = {name: value for name, value in SIZES.items() if not name.startswith("experts")}
+    usual = architectures.sibling("qwen3-moe", 300, **sizes)
+    assert (usual.num_experts, usual.num_experts_per_tok) == (8, 2)
+
+
+def test_sparse_siblings_have_every_other_layer_sparse():
+    config = architectures.sibling("qwen3", 300, **SIZES | {"attention": "sliding"})
+    assert config.layer_types == ("sliding_attention", "full_attention") * 2
+    assert [config.window(i) for i in range(5)] == [65, None, 65, None, None]  # the fifth is that of mtp.py
+    for attention, stride in ("strided", 4), ("fixed", 4), ("bigbird", 2):
+        config = architectures.sibling("qwen3", 300, **SIZES | {"attention": attention})
+        assert config.sparse_attention == {"block": 16, "stride": stride} and config.pattern(0).grain == 16
+        assert config.pattern(1) is None and config.pattern(4) is None and config.sliding_window is None
+    assert (
+        architectures.sibling("qwen3", 300, **SIZES | {"attention": "fixed", "context": 8}).sparse_attention["stride"]
+        == 1
+    )
+
+
+def test_which_layers_have_experts_and_rope():
+    experts = dataclasses.replace(TINY, model_type="qwen3_moe", num_hidden_layers=6, num_experts=4, **EXPERTS)
+    every_other = dataclasses.replace(experts, decoder_sparse_step=2, mlp_only_layers=(3,), first_k_dense_replace=2)
+    assert [experts.has_experts(i) for i in range(7)] == [True] * 7 and not TINY.has_experts(0)
+    assert [every_other.has_experts(i) for i in range(7)] == [False] * 5 + [True, True]  # the last is that of mtp.py
+    smollm3 = model.ARCHITECTURES["smollm3"]
+    assert [smollm3.uses_rope(i) for i in (0, 2, 3, 7, 36)] == [True, True, False, False, True]
+
+
+def test_the_published_stretching_of_rope():
+    """config.json of Llama 3.2 1B, DeepSeek V3 and Kimi K2."""
+    scaling = {name: config.rope_scaling for name, config in model.ARCHITECTURES.items()}
+    llama3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    yarn = {"rope_type": "yarn", "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0}
+    yarn |= {"mscale_all_dim": 1.0, "original_max_position_embeddings": 4096}
+    assert scaling["llama3.2"] == llama3 | {"original_max_position_embeddings": 8192}
+    assert scaling["deepseek-v3"] == yarn and scaling["kimi-k2"] == yarn | {"factor": 32.0, "beta_fast": 1.0}
+    assert scaling["qwen3"] is scaling["smollm3"] is scaling["qwen3-moe"] is None
+    v3 = model.ARCHITECTURES["deepseek-v3"]  # 0.1 ln 40 + 1 for queries and for keys
+    assert v3.attention_scale() == pytest.approx((0.1 * np.log(40) + 1) ** 2 / 192**0.5)
+    assert dataclasses.replace(v3, rope_scaling=None).attention_scale() == pytest.approx(192**-0.5)
+
+
+def test_defaults_are_those_of_the_published_configs():
+    config = architectures.Config("llama", 10, 8, 16, 2, 2, 1, 4, 32)
+    assert (config.rms_norm_eps, config.rope_theta, config.initializer_range) == (1e-6, 10000.0, 0.02)
+    assert config.causal and not (config.attention_bias or config.mlp_bias or config.tie_word_embeddings)
+    assert config.experts == config.shared == 0
+
+
+def test_costs_of_experts_windows_and_latents_by_hand():
+    config = dataclasses.replace(TINY, layer_types=("sliding_attention", "full_attention"), sliding_window=3)
+    full, some = (architectures.costs(c, context=10)["forward"] for c in (TINY, config))
+    assert full - some == 2 * TINY.num_attention_heads * 2 * TINY.head_dim * (5 - 3)
+    assert architectures.costs(TINY)["forward"] == architectures.costs(TINY, 4096)["forward"]
+    latent = dataclasses.replace(TINY, **LATENT)
+    scores = latent.qk_nope_head_dim + latent.qk_rope_head_dim + latent.v_head_dim
+    near, far = (architectures.costs(latent, context)["forward"] for context in (10, 20))
+    assert far - near == 2 * latent.num_attention_heads * scores * 5 * latent.num_hidden_layers
+    untied = architectures.costs(dataclasses.replace(TINY, tie_word_embeddings=False))  # one table is looked up only
+    assert untied["parameters"] - architectures.costs(TINY)["parameters"] == 13 * 8
+    assert untied["forward"] == architectures.costs(TINY)["forward"]
+    mtp = dataclasses.replace(TINY, **VARIANTS["mtp"])
+    assert architectures.costs(mtp) == architectures.costs(dataclasses.replace(mtp, num_nextn_predict_layers=0))
+
+
+def test_a_table_is_read_cell_by_cell():
+    table = architectures.read_table("""
+        a    b
+    x   1    -
+    y   2.5  1e4
+    z   yes  word
+    """)
+    assert table == {"a": {"x": 1, "y": 2.5, "z": True}, "b": {"y": 1e4, "z": "word"}}

@@ -12,11 +12,13 @@ from damage import assert_one_sentence, damaged
 from gradcheck import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import TINY, VARIANTS, variant
+from test_model import LATENT, TINY, VARIANTS, variant
 
+import architectures
 import checkpoint
 import model
 import train
+from checkpoint import config_from_json, config_to_json
 from engine import safetensors, to_numpy, xp
 
 seed = st.integers(0, 2**32 - 1)
@@ -246,3 +248,134 @@ def test_going_on_with_a_damaged_config_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="max_position_embeddings") as refusal:
         train.complete(train.Training(init=str(tmp_path)))
     assert_one_sentence(refusal.value, tmp_path)
+
+
+# --- config.json ---
+
+
+@settings(max_examples=30, deadline=None)
+@given(variant)
+def test_a_config_survives_its_json(config):
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+
+
+def test_a_router_says_how_it_scores_and_chooses():
+    """By the names that llama.cpp reads: without them it takes a softmax."""
+    latent = config_to_json(dataclasses.replace(TINY, **LATENT))
+    assert (latent["scoring_func"], latent["topk_method"]) == ("sigmoid", "noaux_tc")
+    assert "scoring_func" not in config_to_json(TINY)
+
+
+def test_the_newer_config_form_is_the_older_one():
+    old = config_to_json(dataclasses.replace(TINY, rope_scaling=architectures.ARCHITECTURES["llama3.2"].rope_scaling))
+    new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}
+    new["rope_parameters"] = {"rope_theta": old["rope_theta"], **old["rope_scaling"]}
+    assert config_from_json(new) == config_from_json(old)
+
+
+def test_the_newer_names_of_experts_are_the_older_ones():
+    for name, other in (
+        ("experts", {"num_experts": "num_local_experts"}),
+        (
+            "mtp",
+            {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"},
+        ),
+    ):
+        config = dataclasses.replace(TINY, **VARIANTS[name])
+        newer = {other.get(key, key): value for key, value in config_to_json(config).items()}
+        assert config_from_json(newer) == config
+
+
+@pytest.mark.parametrize("sparse", [{"stride": 0}, {"strides": 3}, {"block": "x"}, {"kind": "window"}])
+def test_a_pattern_that_is_none_is_refused(sparse):
+    published = config_to_json(dataclasses.replace(TINY, **VARIANTS["sparse"]))
+    config_from_json(published)
+    with pytest.raises(ValueError):
+        config_from_json(published | {"sparse_attention": sparse})
+
+
+def test_what_is_null_or_switched_off_is_not_the_default():
+    latent = config_to_json(dataclasses.replace(TINY, **LATENT))
+    for name in "norm_topk_prob", "rope_interleave":
+        config = config_from_json(latent | {name: None})
+        assert getattr(config, name) is False and config_from_json(config_to_json(config)) == config
+    for name, default in ("bos_token_id", 0), ("eos_token_id", 1):
+        left_out = {key: value for key, value in latent.items() if key != name}
+        assert getattr(config_from_json(left_out), name) == default
+        assert getattr(config_from_json(latent | {name: None}), name) is None
+    experts = config_to_json(dataclasses.replace(TINY, **VARIANTS["experts"]))
+    config = config_from_json(experts | {"sliding_window": 4, "use_sliding_window": False})
+    assert config.sliding_window is None and config_to_json(config)["use_sliding_window"] is False
+    config = config_from_json(experts | {"sliding_window": 4, "use_sliding_window": True})
+    assert [config.window(i) for i in range(2)] == [4, 4] and config_from_json(config_to_json(config)) == config
+
+
+def test_kimi_k2_is_deepseek_v3_under_another_name():
+    config = dataclasses.replace(TINY, **LATENT)
+    assert config_from_json(config_to_json(config) | {"model_type": "kimi_k2"}) == config
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("model_type", "gpt2"),
+        ("hidden_act", "gelu"),
+        ("quantization_config", {"bits": 4}),
+        ("use_sliding_window", True),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
+        ("num_key_value_heads", 3),
+        ("hidden_size", None),
+        ("no_rope_layers", [1]),
+        ("layer_types", ["full_attention", "spiral_attention"]),
+        ("layer_types", ["strided_attention"]),
+    ],
+)
+def test_what_the_model_lacks_is_refused(field, value):
+    published = config_to_json(TINY) | {field: value}
+    with pytest.raises(ValueError):
+        config = config_from_json(published)
+        model.forward(model.init(config), config, xp.zeros((1, 2), int))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("scoring_func", "softmax"),
+        ("topk_method", "greedy"),
+        ("moe_layer_freq", 2),
+        ("num_nextn_predict_layers", 2),
+        ("n_group", 3),
+        ("topk_group", 5),
+        ("num_experts_per_tok", 0),
+        ("num_experts_per_tok", 5),
+        ("moe_intermediate_size", 0),
+        ("kv_lora_rank", 0),
+        ("q_lora_rank", 0),
+        ("qk_rope_head_dim", 3),
+        ("v_head_dim", -1),
+        ("n_routed_experts", "8"),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
+        ("decoder_sparse_step", 2),
+        ("num_hidden_layers", 10_001),
+        ("n_routed_experts", 100_004),
+        ("qk_rope_head_dim", 10**9),
+        ("max_position_embeddings", None),
+        ("model_type", []),
+        ("rope_theta", 10**400),
+        ("rope_theta", 1),
+        ("rope_theta", float("nan")),
+        ("rms_norm_eps", -1.0),
+        ("hidden_size", True),
+        ("eos_token_id", [1.5]),
+        *(
+            ("rope_scaling", architectures.ARCHITECTURES["deepseek-v3"].rope_scaling | {name: value})
+            for name in ("factor", "beta_fast", "mscale", "mscale_all_dim", "attention_factor")
+            for value in ("x", -1, float("nan"), 10**400)
+        ),
+    ],
+)
+def test_experts_and_latents_that_do_not_fit_are_refused(field, value):
+    published = config_to_json(dataclasses.replace(TINY, **LATENT))
+    config_from_json(published)
+    with pytest.raises(ValueError):
+        config_from_json(published | {field: value})

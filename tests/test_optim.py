@@ -183,3 +183,41 @@ def test_heads_that_share_their_keys_are_clipped_by_their_queries(kv_heads, grou
     before = largest()
     optim.qk_clip(weights, before, threshold)
     close(largest(), xp.minimum(before, threshold), 1e-8)
+
+
+def test_descending_follows_the_sum_of_the_gradients_of_the_parts():
+    params, expected = ({"w": normal(0, 3, 2)} for _ in range(2))
+    optimizers = [optim.Optimizer("adamw", 0.1) for _ in range(2)]
+    parts = [normal(i, 3, 2) * 0.01 for i in (1, 2, 3)]
+    optim.descend(lambda part: {"w": part.copy()}, parts, params, optimizers[0], 0.5)
+    optimizers[1].step(expected, {"w": sum(parts)}, 0.5)
+    close(params["w"], expected["w"])
+
+
+def test_the_defaults_are_those_of_the_papers():
+    """AdamW as for large models (Brown et al. 2020), Muon (Jordan et al. 2024), QK-clip (Kimi Team 2025)."""
+    w, g, params = normal(0, 3, 4), normal(1, 3, 4), []
+    for options in {}, {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}:
+        params.append((w.copy(), {}))
+        for step in 1, 2, 3:
+            optim.adamw(params[-1][0], step * g, params[-1][1], step, 0.1, **options)
+    close(params[0][0], params[1][0], 0)
+    params = [(w.copy(), {}) for _ in range(2)]
+    for (value, state), options in zip(params, ({}, {"momentum": 0.95, "weight_decay": 0.1})):
+        for step in 1, 2:
+            optim.muon(value, step * g, state, 0.1, **options)
+    close(params[0][0], params[1][0], 0)
+    close(optim.orthogonalise(g), optim.orthogonalise(g, steps=5), 0)
+    assert optim.Optimizer("muon", 0.01).weight_decay == 0.1 and optim.Optimizer("muon", 0.01).steps == 0
+    grads = {"w": g.copy()}
+    optim.clip(grads)
+    assert float((grads["w"] ** 2).sum()) == pytest.approx(1)
+    weights = [{"q_proj.weight": w.copy(), "k_proj.weight": w.copy()} for _ in range(2)]
+    for some, threshold in zip(weights, ((), (100.0,))):
+        optim.qk_clip(some, xp.asarray([200.0]), *threshold)
+    close(weights[0]["q_proj.weight"], weights[1]["q_proj.weight"], 0)
+
+
+def test_the_schedule_at_its_corners():
+    factors = [optim.warm_up_and_decay(x) for x in (0, 0.025, 0.05, 0.4, 0.7, 1, 1.2)]
+    np.testing.assert_allclose(factors, [0, 0.5, 1, 1, 0.5, 0, 0], atol=1e-12)
