@@ -379,3 +379,21 @@ def test_experts_and_latents_that_do_not_fit_are_refused(field, value):
     config_from_json(published)
     with pytest.raises(ValueError):
         config_from_json(published | {field: value})
+
+
+def test_smollm3_skips_rope_in_every_fourth_layer_or_as_often_as_it_says():
+    published = config_to_json(dataclasses.replace(TINY, model_type="smollm3", num_hidden_layers=9))
+    layers = lambda **more: config_from_json(published | more).no_rope_layers
+    assert layers() == (1, 1, 1, 0, 1, 1, 1, 0, 1)
+    assert layers(no_rope_layer_interval=3) == (1, 1, 0) * 3
+    assert layers(no_rope_layers=[1] * 9) == (1,) * 9
+
+
+def test_weights_beyond_a_quarter_of_the_memory_stay_in_the_file(tmp_path, monkeypatch):
+    params = model.init(TINY, 0)
+    model.save(tmp_path, params, TINY)
+    size = sum(w.nbytes for w in params.values())
+    for pages, mapped in (4 * size, False), (4 * size - 1, True):
+        monkeypatch.setattr(checkpoint.os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages}.get)
+        loaded, _ = model.load(tmp_path)
+        assert isinstance(base_of(next(iter(loaded.values()))), mmap.mmap) == mapped

@@ -192,6 +192,10 @@ def test_descending_follows_the_sum_of_the_gradients_of_the_parts():
     optim.descend(lambda part: {"w": part.copy()}, parts, params, optimizers[0], 0.5)
     optimizers[1].step(expected, {"w": sum(parts)}, 0.5)
     close(params["w"], expected["w"])
+    optim.descend(lambda part: {"w": part.copy()}, parts, params, optimizers[0])
+    optimizers[1].step(expected, {"w": sum(parts)})
+    close(params["w"], expected["w"])
+    assert optimizers[0].steps == 2
 
 
 def test_the_defaults_are_those_of_the_papers():
