@@ -2,15 +2,15 @@
 
 All six are one model (model.py): pre-norm decoders of attention and SwiGLU, with RMSNorm and RoPE. They differ in
 
-                 attention          positions           feed-forward layer                     parameters     active
-    Llama 3.2    grouped, 32 : 8    RoPE, stretched     one SwiGLU                                    1 B
-    Qwen3        grouped, 32 : 8    RoPE                one SwiGLU; queries and keys normalised       4 B
-    SmolLM3      grouped, 16 : 4    RoPE in 3 of 4      one SwiGLU                                    3 B
-    Qwen3 MoE    grouped, 64 : 4    RoPE                8 of 128 experts; q and k normalised        235 B       22 B
-    DeepSeek V3  latent, 128 heads  RoPE, stretched     8 of 256 experts in 8 groups and one        671 B       37 B
-                                                        shared; the first 3 layers dense
-    Kimi K2      latent, 64 heads   RoPE, stretched     8 of 384 experts and one shared; the      1,026 B       32 B
-                                                        first layer dense
+                     query : key-value heads  RoPE          feed-forward layer                 parameters   active
+    Llama 3.2 1B     32 : 8                   stretched     one SwiGLU                              1.2 B
+    Qwen3 4B         32 : 8, QK-norm          as it is      one SwiGLU                              4.0 B
+    SmolLM3 3B       16 : 4                   in 3 of 4     one SwiGLU                              3.1 B
+    Qwen3 235B-A22B  64 : 4, QK-norm          as it is      8 of 128 experts                        235 B     22 B
+    DeepSeek V3      128, latent              stretched     8 of 256 experts, in 8 groups, and      671 B     38 B
+                                                            one shared; the first 3 layers dense
+    Kimi K2          64, latent               stretched     8 of 384 experts and one shared;      1,026 B     33 B
+                                                            the first layer dense
 
 `ARCHITECTURES` has their numbers, by the names of the published config.json; `shapes` every weight by its published
 name, so that sizes and `costs` are computed without allocating one; `sibling` makes a small one of the same kind.
@@ -52,7 +52,7 @@ class Config:
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | tuple | None = None
-    causal: bool = True  # False: every token sees the whole text, for filling gaps
+    causal: bool = True  # False: every token sees the whole text, for masked language modelling
 
     # mixture of experts, see moe.py
     num_experts: int | None = None  # Qwen3's name
@@ -64,11 +64,11 @@ class Config:
     routed_scaling_factor: float | None = None
     n_group: int | None = None
     topk_group: int | None = None
-    first_k_dense_replace: int | None = None  # so many layers at the bottom are dense,
-    decoder_sparse_step: int | None = None  # all but every n-th,
-    mlp_only_layers: tuple | None = None  # and these
+    first_k_dense_replace: int | None = None  # the first n layers are dense
+    decoder_sparse_step: int | None = None  # only every n-th layer has experts
+    mlp_only_layers: tuple | None = None  # layers that are dense in any case
 
-    # multi-head latent attention, see attention.py
+    # multi-head latent attention, see latent.py
     q_lora_rank: int | None = None
     kv_lora_rank: int | None = None
     qk_nope_head_dim: int | None = None
@@ -76,7 +76,7 @@ class Config:
     v_head_dim: int | None = None
     rope_interleave: bool | None = None
 
-    num_nextn_predict_layers: int | None = None  # 1: a further layer that predicts the token after the next
+    num_nextn_predict_layers: int | None = None  # 1: a layer for multi-token prediction (MTP), see mtp.py
 
     @property
     def experts(self):
@@ -112,7 +112,9 @@ class Config:
         return None if kind is None else sparse(kind, **self.sparse_attention or {})
 
     def attention_scale(self):
-        """What latent attention multiplies its scores by: 1/√dim, and more where YaRN stretches the context."""
+        """The softmax scale of latent attention: 1/√(nope_dim + rope_dim), where YaRN stretches the context times
+        (0.1 · mscale_all_dim · ln factor + 1)², which is 1.87 in DeepSeek V3.
+        """
         scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
         stretched = self.rope_scaling or {}
         return scale * posenc.attention_temperature(stretched.get("factor") or 1, stretched.get("mscale_all_dim")) ** 2
@@ -157,7 +159,7 @@ num_nextn_predict_layers -          -          -          -          1          
 """
 LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
-OTHERS = {  # what no single number says
+OTHERS = {  # what no single number says; of Kimi K2 config.json calls the type kimi_k2, see checkpoint.ALIASES
     "llama3.2": {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8192}},
     "smollm3": {"no_rope_layers": (1, 1, 1, 0) * 9},
     "deepseek-v3": {"rope_scaling": YARN | {"original_max_position_embeddings": 4096}},
@@ -167,10 +169,15 @@ OTHERS = {  # what no single number says
 
 def read_table(table):
     """{column: {row: value}} of a table like the one above; "-" is left out."""
-    (names, *rows), said = (line.split() for line in table.strip().splitlines()), {"yes": True, "no": False}
-    value = lambda x: said[x] if x in said else int(x) if x.isdigit() else float(x) if x[0].isdigit() else x
+    names, *rows = (line.split() for line in table.strip().splitlines())
     columns = {name: [(row[0], row[i]) for row in rows] for i, name in enumerate(names, 1)}
-    return {name: {field: value(x) for field, x in cells if x != "-"} for name, cells in columns.items()}
+    return {name: {field: read_cell(x) for field, x in cells if x != "-"} for name, cells in columns.items()}
+
+
+def read_cell(text):
+    if text in ("yes", "no"):
+        return text == "yes"
+    return int(text) if text.isdigit() else float(text) if text[0].isdigit() else text
 
 
 ARCHITECTURES = {name: Config(**fields, **OTHERS.get(name, {})) for name, fields in read_table(NUMBERS).items()}
@@ -242,11 +249,12 @@ def _mlp_shapes(config, layer):
 
 
 def costs(config, context=4096):
-    """What the model needs, without the layer for the token after the next: a dict of
+    """What the model costs, without its MTP layer: a dict of
 
-    parameters; active: the active parameters, those that one token is computed with, all but the experts it is not
-    sent to; cache: numbers kept for each token of the context; forward, training: FLOPs a token, of which a
-    multiplication and an addition are two, in a text of `context` tokens.
+    parameters; active: the active parameters, what one token is computed with: all but the experts it is not routed to;
+    cache: numbers kept for each token of the context; forward, training: FLOPs a token, where a multiplication and an
+    addition are two, in a text of `context` tokens, of which a causal token sees half on average. Sparse patterns and
+    bidirectional models are counted as causal full attention.
     """
     config = dataclasses.replace(config, num_nextn_predict_layers=0)
     sizes = {name: math.prod(shape) for name, shape in shapes(config).items()}
@@ -283,44 +291,42 @@ def sibling(name, vocab_size, layers, hidden, heads, kv_heads, feed_forward, con
     """The published architecture `name` at another size: all its switches, fewer and smaller layers, and of the experts
     and latent vectors a size that suits them.
 
-    feed_forward: size inside a dense layer; None: 8/3 of hidden. attention: of every other layer, "sliding" or one of
-    masks.PATTERNS; None: as published. others: further fields of the Config.
+    feed_forward: size inside a dense layer; None: 8/3 of hidden, rounded up to a multiple of 32 (two thirds of 4 ·
+    hidden, as SwiGLU has three matrices: Shazeer 2020). attention: of every other layer, "sliding", a window in tokens,
+    or a pattern of blocks of masks.PATTERNS; None: as published. others: fields of the Config, which take precedence.
     """
     published, head_dim = ARCHITECTURES[name], hidden // heads
     feed_forward = feed_forward or round_up(hidden * 8 / 3, 32)
     rope = published.no_rope_layers  # its pattern goes on where the sibling has more layers
-    others |= {"no_rope_layers": rope and tuple(rope[i % len(rope)] for i in range(layers))}
+    switches = {"no_rope_layers": rope and tuple(rope[i % len(rope)] for i in range(layers))}
     if attention:
-        root = max(1, math.isqrt(context // 16))  # of the number of blocks
-        others["layer_types"] = tuple(
-            f"{attention}_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
-        )
-        others["sliding_window"] = context // 4 + 1 if attention == "sliding" else None
-        # a stride of √blocks makes strided and fixed patterns O(n √n); bigbird's stays 2 however long the text: O(n)
-        others["sparse_attention"] = {"block": 16, "stride": root if attention in ("strided", "fixed") else 2}
+        root = max(1, math.isqrt(context // 16))  # √(number of blocks): strided and fixed patterns are O(n √n) by it
+        kinds = f"{attention}_attention", "full_attention"
+        switches |= {"layer_types": tuple(kinds[i % 2] for i in range(layers))}
+        switches |= {"sliding_window": context // 4 + 1 if attention == "sliding" else None}
+        # the others' stride, of their neighbours, stays 2 however long the text: O(n)
+        switches |= {"sparse_attention": {"block": 16, "stride": root if attention in ("strided", "fixed") else 2}}
     if published.experts:
         # a group is judged by its two best experts, so it has at least two
         divisors = [g for g in range(2, (published.n_group or 1) + 1) if experts % g == 0 and experts // g >= 2]
         groups = max([1, *divisors])
-        others |= {name: experts for name in ("num_experts", "n_routed_experts") if getattr(published, name)}
-        others |= {
+        switches |= {name: experts for name in ("num_experts", "n_routed_experts") if getattr(published, name)}
+        switches |= {
             "num_experts_per_tok": experts_per_token,
             "norm_topk_prob": published.norm_topk_prob and experts_per_token > 1,  # one gate alone would always be 1
             # a token passes through as many numbers as in a dense layer
-            "moe_intermediate_size": round_up(
-                feed_forward / (experts_per_token + (published.n_shared_experts or 0)), 16
-            ),
+            "moe_intermediate_size": round_up(feed_forward / (experts_per_token + published.shared), 16),
             "n_group": published.n_group and groups,
             "topk_group": published.n_group and max(1, groups * published.topk_group // published.n_group),
             "first_k_dense_replace": published.first_k_dense_replace and min(1, layers - 1),
         }
     if published.kv_lora_rank:
-        others |= {"q_lora_rank": hidden * 3 // 4, "kv_lora_rank": hidden // 4, "qk_nope_head_dim": head_dim}
-        others |= {"qk_rope_head_dim": head_dim // 2, "v_head_dim": head_dim}
+        switches |= {"q_lora_rank": hidden * 3 // 4, "kv_lora_rank": hidden // 4, "qk_nope_head_dim": head_dim}
+        switches |= {"qk_rope_head_dim": head_dim // 2, "v_head_dim": head_dim}
         head_dim, kv_heads = head_dim // 2, heads
     sizes = {"vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": feed_forward, "head_dim": head_dim}
     sizes |= {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-    return dataclasses.replace(published, max_position_embeddings=context, **sizes, **others)
+    return dataclasses.replace(published, max_position_embeddings=context, **(sizes | switches | others))
 
 
 def round_up(size, multiple):

@@ -4,15 +4,15 @@
     model.safetensors    the weights, by name; large models come in several such files and an index of them
     tokenizer.json       see bpe.py
 
-Open models come as such folders (Hugging Face transformers reads and writes them, too), in whatever precision their
-authors chose:
+Hugging Face transformers reads and writes such folders, too. In whatever precision their authors chose:
 
-    params, config = load("SmolLM2-135M")
-    save("mine", params, config)
+    hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M
+    >>> params, config = load("SmolLM2-135M")
+    >>> save("mine", params, config)
 
-A checkpoint is somebody else's file: what it claims is checked (engine/published.py, engine/safetensors.py), and what
-does not fit, or what the model does not have, is refused with one sentence. What is written replaces its forerunner
-file by file, each whole or not at all.
+A checkpoint is somebody else's file: one that does not fit, or asks for what this model lacks, is refused with one
+sentence (engine/published.py, engine/safetensors.py). Each file is written atomically: after a crash there is the old
+one or the new one.
 """
 
 import dataclasses
@@ -32,19 +32,18 @@ from engine.safetensors import as_float, mapped_shards, scaled, write
 def load(folder, dtype=np.float32, mapped=None):
     """Reads config.json and *.safetensors, in one file or in shards with an index: (params, config).
 
-    bfloat16, float16 and DeepSeek's 8-bit floats are converted to dtype. mapped: weights that are stored as dtype stay
-    in the file and are read from it as they are used, so that loading takes no time and no memory, but generating
-    text is up to a quarter slower; None: if they would take more than a quarter of the memory there is.
+    dtype: what bfloat16, float16 and DeepSeek's 8-bit floats are converted to. mapped: True maps the weights that are
+    stored as dtype from the file: loading is instant and takes no memory, generating text is up to a quarter slower.
+    None: where they exceed a quarter of the memory.
     Raises ValueError or OSError, with one sentence, where something is missing, damaged or does not fit.
     """
     config, published = read_config(folder)
     stored = mapped_shards(folder)
+    # DeepSeek's 8-bit floats: weight = stored · scale_inv, a scale for each block of (usually) 128 × 128
     scales = {name.removesuffix("_scale_inv"): stored.pop(name) for name in list(stored) if name.endswith("_scale_inv")}
     if scales and not is_block_fp8(published.get("quantization_config")):
-        raise ValueError(
-            f"{folder} has scales for {shown(min(scales))}, and config.json has no quantization_config for them"
-        )
-
+        what = f"scales for {shown(min(scales))}, and config.json has no quantization_config for them"
+        raise ValueError(f"{folder} has {what}")
     for name, (_, kind) in stored.items():
         if kind == "F8_E4M3" and name not in scales:
             raise ValueError(f"{folder} has {shown(name)} in 8-bit floats without a scale")
@@ -67,29 +66,31 @@ def load(folder, dtype=np.float32, mapped=None):
     if unknown:
         raise ValueError(f"{folder} has a weight {shown(min(unknown))}, which this model does not have")
 
-    # Generating a token takes as long as reading all weights. In memory they lie in one large array, whose memory
-    # pages are large too, and along the longer side of each matrix (a fifth to a third faster for SmolLM2).
     as_stored = {name for name in wanted if stored[name][0].dtype == dtype and name not in scales}
     if mapped is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
-        mapped = sum(stored[name][0].nbytes for name in as_stored) > memory / 4
-    if not mapped:
-        as_stored = set()
-    memory = xp.empty(sum(math.prod(shape) for name, shape in wanted.items() if name not in as_stored), dtype)
-    params, start = {}, 0
-    for name, shape in wanted.items():
-        if name in as_stored:
-            params[name] = xp.asarray(stored[name][0])
-            continue
-        part = memory[start : start + math.prod(shape)]
-        start += part.size
-        along = len(shape) == 2 and shape[0] >= shape[1]
-        params[name] = part.reshape(shape[::-1]).T if along else part.reshape(shape)
+        ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
+        mapped = sum(stored[name][0].nbytes for name in as_stored) > ram / 4
+    params = room({name: shape for name, shape in wanted.items() if not mapped or name not in as_stored}, dtype)
+    for name, array in params.items():
         value = as_float(*stored[name])
         if name in scales:
             value = scaled(name, value, as_float(*scales[name]), published["quantization_config"]["weight_block_size"])
-        params[name][...] = xp.asarray(value)
-    return params, config
+        array[...] = xp.asarray(value)
+    return {name: params[name] if name in params else xp.asarray(stored[name][0]) for name in wanted}, config
+
+
+def room(shapes, dtype):
+    """Empty arrays, {name: array}. Generating a token takes as long as reading all weights, so they lie in one buffer,
+    which the system backs with large pages, and each matrix with its longer side contiguous: a fifth to a third faster
+    for SmolLM2.
+    """
+    buffer, start, arrays = xp.empty(sum(map(math.prod, shapes.values())), dtype), 0, {}
+    for name, shape in shapes.items():
+        part = buffer[start : start + math.prod(shape)]
+        start += part.size
+        transposed = len(shape) == 2 and shape[0] >= shape[1]
+        arrays[name] = part.reshape(shape[::-1]).T if transposed else part.reshape(shape)
+    return arrays
 
 
 def read_config(folder):
@@ -121,80 +122,6 @@ def existing(folder):
 
 
 # ---------------------------------------------------------------------------------------------- config.json
-
-
-def config_from_json(published):
-    """A Config from what a config.json holds, in its older form (rope_theta, rope_scaling) or newer (rope_parameters).
-
-    Raises ValueError where it asks for something this model does not have, or where values do not fit.
-    """
-    kind = str(published.get("model_type"))
-    kind = ALIASES.get(kind, kind)
-    if kind not in FAMILIES:
-        raise ValueError(f"model_type {shown(kind)} is not one of {', '.join([*FAMILIES, *ALIASES])}")
-    defaults, newer_names = UNSAID[kind], FAMILIES[kind][1]
-    published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
-    if not published.get("use_sliding_window", True):
-        published["sliding_window"] = None
-    rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"config.json cannot have rope_parameters = {shown(rope)}")
-    plain = (rope.get("rope_type") or rope.get("type") or "default") == "default"
-    published |= {"rope_scaling": None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}}
-    published |= {k: v for k, v in rope.items() if k == "rope_theta"}
-
-    published |= {name: False for name in ("norm_topk_prob", "rope_interleave") if published.get(name, True) is None}
-    fields = {field.name: checked(field, published.get(field.name)) for field in FIELDS.values()}
-    fields = {name: value for name, value in fields.items() if value is not None}
-    for name in OWN - defaults.keys():
-        if fields.pop(name, None):
-            raise ValueError(f"config.json asks for {name} = {shown(published[name])}, which a {kind} does not have")
-    missing = [name for name in REQUIRED if not fields.get(name)]
-    if missing:
-        raise ValueError(f"config.json gives no {', '.join(missing)}")
-    heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
-    fields.setdefault("num_key_value_heads", heads)
-    if "kv_lora_rank" in fields:  # each head has keys of its own, whatever config.json says
-        fields["num_key_value_heads"] = heads
-    fields["head_dim"] = fields.get("qk_rope_head_dim") or fields.get("head_dim") or fields["hidden_size"] // heads
-    if kind == "smollm3" and "no_rope_layers" not in fields:
-        every = published.get("no_rope_layer_interval") or 4
-        if type(every) is not int or every < 1:
-            raise ValueError(f"config.json cannot have no_rope_layer_interval = {shown(every)}")
-        fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
-    if kind == "qwen3_moe" and published.get("use_sliding_window"):
-        fields["layer_types"] = ("sliding_attention",) * layers
-    if "sliding_attention" not in fields.get("layer_types", ()):
-        fields.pop("sliding_window", None)
-    config = Config(**fields)
-    refuse_what_is_not_here(config, published, rope)
-    check(config)
-    return config
-
-
-def check(config):
-    """Raises ValueError where the sizes of a Config do not fit each other."""
-    check_config(config, {"full_attention", "sliding_attention", *SPARSE})
-
-
-def config_to_json(config):
-    """The config.json, as a dict, that transformers reads."""
-    windows = [config.window(i) for i in range(config.num_hidden_layers)]
-    published = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
-    published |= {
-        "bos_token_id": config.bos_token_id,  # None is not what transformers takes where they are left out
-        "eos_token_id": config.eos_token_id,
-        "architectures": [FAMILIES[config.model_type][0]],
-        "hidden_act": "silu",
-        "dtype": "float32",
-    }
-    if config.model_type != "llama":  # there these have other defaults
-        published |= {"use_sliding_window": any(windows), "pad_token_id": None}
-    if config.kv_lora_rank is not None:  # as the low rank of the queries has, where there is none
-        published["q_lora_rank"] = config.q_lora_rank
-    if config.model_type == "deepseek_v3":  # how its router scores and chooses, by the names that llama.cpp looks for
-        published |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-    return published
 
 
 # of each model_type, what a field means that config.json leaves out
@@ -241,22 +168,99 @@ FAMILIES = {
 }
 ALIASES = {"kimi_k2": "deepseek_v3"}  # Kimi K2 is DeepSeek V3 with other numbers, and transformers knows it as such
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-UNSAID = {kind: fields | NO_NUMBERS.get(kind, {}) for kind, fields in read_table(DEFAULTS).items()}
-OWN = {name for fields in UNSAID.values() for name in fields if name in FIELDS and FIELDS[name].default is None}
-OWN -= {"sliding_window", "bos_token_id", "eos_token_id"}  # what a family does not have, if it is not there
+FAMILY_DEFAULTS = {kind: fields | NO_NUMBERS.get(kind, {}) for kind, fields in read_table(DEFAULTS).items()}
+NONE_BY_DEFAULT = {name for name, field in FIELDS.items() if field.default is None}
+# of some families only: in the file of another they are refused
+FAMILY_SPECIFIC = set().union(*FAMILY_DEFAULTS.values()) & NONE_BY_DEFAULT
+FAMILY_SPECIFIC -= {"sliding_window", "bos_token_id", "eos_token_id"}
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
 REQUIRED += ["max_position_embeddings"]
 
 
-def save(folder, params, config, notes=None):
-    """Writes config.json and model.safetensors, which transformers loads too; each replaces its forerunner whole.
+def config_from_json(published):
+    """A Config from what a config.json holds, in its older form (rope_theta, rope_scaling) or newer (rope_parameters).
 
-    notes: {name: text} to stand in the header of model.safetensors, see engine/safetensors.py.
+    Raises ValueError where it asks for something this model does not have, or where values do not fit.
+    """
+    kind = str(published.get("model_type"))
+    kind = ALIASES.get(kind, kind)
+    if kind not in FAMILIES:
+        raise ValueError(f"model_type {shown(kind)} is not one of {', '.join([*FAMILIES, *ALIASES])}")
+    defaults, newer_names = FAMILY_DEFAULTS[kind], FAMILIES[kind][1]
+    published = defaults | {newer_names.get(k, k): v for k, v in published.items()} | {"model_type": kind}
+    if not published.get("use_sliding_window", True):
+        published["sliding_window"] = None
+    rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"config.json cannot have rope_parameters = {shown(rope)}")
+    plain = (rope.get("rope_type") or rope.get("type") or "default") == "default"
+    published |= {"rope_scaling": None if plain else {k: v for k, v in rope.items() if k != "rope_theta"}}
+    published |= {k: v for k, v in rope.items() if k == "rope_theta"}
+
+    published |= {name: False for name in ("norm_topk_prob", "rope_interleave") if published.get(name, True) is None}
+    fields = {field.name: checked(field, published.get(field.name)) for field in FIELDS.values()}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name in FAMILY_SPECIFIC - defaults.keys():
+        if fields.pop(name, None):
+            raise ValueError(f"config.json asks for {name} = {shown(published[name])}, which a {kind} does not have")
+    missing = [name for name in REQUIRED if not fields.get(name)]
+    if missing:
+        raise ValueError(f"config.json gives no {', '.join(missing)}")
+    heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
+    fields.setdefault("num_key_value_heads", heads)
+    if "kv_lora_rank" in fields:  # each head has keys of its own, whatever config.json says
+        fields["num_key_value_heads"] = heads
+    fields["head_dim"] = fields.get("qk_rope_head_dim") or fields.get("head_dim") or fields["hidden_size"] // heads
+    if kind == "smollm3" and "no_rope_layers" not in fields:
+        every = published.get("no_rope_layer_interval") or 4
+        if type(every) is not int or every < 1:
+            raise ValueError(f"config.json cannot have no_rope_layer_interval = {shown(every)}")
+        fields["no_rope_layers"] = tuple(int((i + 1) % every != 0) for i in range(layers))
+    if kind == "qwen3_moe" and published.get("use_sliding_window"):
+        fields["layer_types"] = ("sliding_attention",) * layers
+    if "sliding_attention" not in fields.get("layer_types", ()):
+        fields.pop("sliding_window", None)
+    config = Config(**fields)
+    refuse_what_is_not_here(config, published, rope)
+    check(config)
+    return config
+
+
+def check(config):
+    """Raises ValueError where the sizes of a Config do not fit each other."""
+    check_config(config, {"full_attention", "sliding_attention", *SPARSE})
+
+
+def config_to_json(config):
+    """The config.json, as a dict, that transformers reads."""
+    windows = [config.window(i) for i in range(config.num_hidden_layers)]
+    published = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
+    published |= {
+        "bos_token_id": config.bos_token_id,  # written even if None: left out, transformers has defaults of its own
+        "eos_token_id": config.eos_token_id,
+        "architectures": [FAMILIES[config.model_type][0]],
+        "hidden_act": "silu",
+        "dtype": "float32",
+    }
+    if config.model_type != "llama":  # whose class has other defaults of these
+        published |= {"use_sliding_window": any(windows), "pad_token_id": None}
+    if config.kv_lora_rank is not None:  # written even if None: left out, it would mean 1536
+        published["q_lora_rank"] = config.q_lora_rank
+    if config.model_type == "deepseek_v3":  # how its router scores and chooses, by the names that llama.cpp looks for
+        published |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+    return published
+
+
+def save(folder, params, config, notes=None):
+    """Writes config.json and model.safetensors, which transformers loads too, each atomically.
+
+    notes: {name: text}, the metadata of model.safetensors, see engine/safetensors.py. config.json says float32, which
+    is what `load` and transformers make of any other dtype.
     """
     os.makedirs(folder, exist_ok=True)
     arrays = {name: to_numpy(value) for name, value in params.items()}
     write(os.path.join(folder, "model.safetensors"), arrays, {"format": "pt"} | (notes or {}))
-    with suppress(FileNotFoundError):  # of the shards of a forerunner, which would be read instead
+    with suppress(FileNotFoundError):  # of the shards of a previous model, which would be read instead
         os.remove(os.path.join(folder, "model.safetensors.index.json"))
     replace(
         os.path.join(folder, "config.json"),

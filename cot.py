@@ -4,6 +4,8 @@
                                             2+5+1=085
                                             #85
 
+(After the second = stand the carry and all digits found so far.)
+
 Between one token and the next a transformer computes only as deep as it has layers, and a problem of many steps, each
 of which needs the one before, does not fit into that. But what is written becomes input again: a model that writes its
 steps computes deeper the longer it writes, and writes longer for a harder problem (Wei et al. 2022; Li et al. 2024). A
@@ -11,13 +13,21 @@ chain z of steps is drawn like any text, and the answer y to the question x foll
 
     p(y | x) = Σ_z p(z | x) p(y | x, z)
 
-    self-consistency    the answer that most of n chains reach estimates the likeliest y (Wang et al. 2022)
+    self-consistency    the answer that most of n chains reach, the likeliest y as they are drawn (Wang et al. 2022)
     best of n           the chain that a verifier prefers, which learned from marked answers (Cobbe et al. 2021)
     reinforcement       chains with a right answer become likelier: GRPO (DeepSeek-AI 2025)
 
     python cot.py                                a small model trained both ways, in under eight minutes
     python cot.py --load DIR --question TEXT     a published chat model, with and without "think step by step"
-    >>> problem = addition(2, np.random.default_rng(0)); print(problem.question + written(problem, "cot"))
+
+    >>> import numpy as np
+    >>> from cot import addition, written
+    >>> problem = addition(2, np.random.default_rng(0))
+    >>> print(problem.question + written(problem, "cot"))
+    86+67?
+    6+7+0=13
+    8+6+1=153
+    #153
 """
 
 import dataclasses
@@ -40,7 +50,7 @@ from rlhf import log_likelihoods, sample_answers
 
 Problem = namedtuple("Problem", "question steps answer")  # three texts, of which the steps are a list of lines
 MARK, END = "#", 0  # what stands before an answer; the token behind it
-TOKENIZER = bpe.train("bytes", 257)  # no merges: END and the bytes
+TOKENIZER = bpe.train("any text", 257)  # END and the 256 bytes: no room for merges
 
 
 def written(problem, way):
@@ -239,8 +249,9 @@ def best_of(verifier, problems, chains, parallel_map=map):
 
 
 def reinforce(params, task, difficulties, progress, rng, lr=3e-4, questions=16, group=8, parallel_map=map):
-    """GRPO on nothing but right or wrong: no solution is shown (DeepSeek-AI 2025). With one step for what was sampled,
-    the ratio of PPO is 1, and the loss -Σ A log π(z, y | x) / tokens, over all chains. Returns the new params.
+    """GRPO, without its KL penalty, on nothing but right or wrong: no solution is shown (DeepSeek-AI 2025). With one
+    step for what was sampled, the ratio of PPO is 1, and the loss -Σ A log π(z, y | x) / tokens, over all chains. The
+    learning rate falls to 0 in a line. Returns the new params.
     """
     policy, optimizer = copied(params), Optimizer("adamw", lr, 0.0)
     for done in progress:

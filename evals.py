@@ -83,11 +83,12 @@ ELO = 400 / math.log(10)  # points in a unit of log-odds: 400 are odds of 10 to 
 
 
 def bradley_terry(votes, prior=0.1, anchor=None, rounds=0, rng=None):
-    """Ratings as LMArena computes them (Chiang et al. 2024, section 4), on Elo's scale.
+    """The Bradley-Terry ratings of LMArena (Chiang et al. 2024, section 4), on Elo's scale, with two choices of ours:
+    the prior, and the mean of 1000.
 
     votes: as in `elo`, and such that they link every model to every other, if only through others; a tie is half a win
     for each side. prior: so many ties are added to every pair that met, which keeps finite the rating of a model that
-    never lost. The mean is 1000, or the model `anchor` is. rounds: of the bootstrap, with the Generator rng.
+    never lost. The mean is 1000, or the model `anchor` is. rounds: of the bootstrap, with a numpy Generator.
     Returns {model: (rating, low, high)}, best first; without rounds low and high are the rating.
     """
     cells = collections.Counter(votes)
@@ -126,8 +127,8 @@ NUMERAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,6})?")
 def same_answer(given, expected):
     """Equality after normalisation, where the benchmark asks a judge model, which also accepts other wordings.
 
-    Case, blanks and a final stop do not count, and numerals are compared as numbers. Nothing is computed: 10^2 is not
-    100. Where TeX, Markdown or Unicode spell one thing in several ways, `plain` in lab/tasks.py comes first.
+    Case, whitespace and a final full stop do not count, and numerals are compared as numbers. Nothing is computed: 10^2
+    is not 100. Where TeX, Markdown or Unicode spell one thing in several ways, `plain` in lab/tasks.py comes first.
     """
     given, expected = (" ".join(text.casefold().split()).rstrip(". ") for text in (given, expected))
     if NUMERAL.fullmatch(given) and NUMERAL.fullmatch(expected):
@@ -138,7 +139,7 @@ def same_answer(given, expected):
 def calibration_error(confidence, correct, size=100):
     """The root mean square gap between confidence and accuracy (Hendrycks et al. 2019), HLE's calibration error.
 
-        √ Σ_b |b| / n (mean confidence in b - accuracy in b)²
+        √( Σ_b (n_b / n) · (mean confidence in b - accuracy in b)² )
 
     over bins b of `size` answers sorted by confidence, the last with the rest. (The benchmark's own script leaves the
     last bin out of the sum; Phan et al. 2025.) confidence, correct: (n,) in [0, 1].
@@ -150,14 +151,15 @@ def calibration_error(confidence, correct, size=100):
 
 
 def expected_calibration_error(confidence, correct, bins=10):
-    """Σ_b |b| / n |mean confidence in b - accuracy in b| over bins of equal width (Naeini et al. 2015)."""
+    """Σ_b (n_b / n) · |mean confidence in b - accuracy in b| over bins of equal width (Naeini et al. 2015)."""
     which = np.minimum((np.asarray(confidence, float) * bins).astype(int), bins - 1)
     return float(np.abs(np.bincount(which, np.asarray(confidence, float) - correct)).sum() / len(which))
 
 
 # ---------------------------------------------------------------------------------------------- HumanEval
 def pass_at_k(n, c, k):
-    """The chance that k of n programs hold a right one where c are right (Chen et al. 2021, equation 1).
+    """The chance that k of n programs, drawn without replacement, include a right one if c of the n are right (Chen et
+    al. 2021, equation 1).
 
     1 - C(n-c, k) / C(n, k), as 1 - Π_{i=n-c+1..n} (1 - k/i), whose factors do not overflow. Unbiased, unlike
     1 - (1 - c/n)^k. Raises ValueError for k outside 1..n or c outside 0..n.
@@ -169,27 +171,27 @@ def pass_at_k(n, c, k):
 
 # ------------------------------------------------------------------------------- likelihood, without an answer
 def likeliest(loglikelihoods, choices):
-    """The numbers of the choices that are likeliest after a question, in all and for each byte: two integers.
-
-    The second does not favour short choices. loglikelihoods: log p in nats of each choice, a text.
+    """The numbers of the choices that are likeliest after a question: by total log-likelihood (acc), and by that per
+    byte (acc_norm), which does not favour short choices. loglikelihoods: log p in nats of each choice, a text.
     """
     per_byte = np.array(loglikelihoods) / [len(text.encode()) for text in choices]
     return int(np.argmax(loglikelihoods)), int(np.argmax(per_byte))
 
 
 def perplexity(nats, tokens):
-    """exp of the mean of -log p of a token, of which `nats` is the sum: as unsure as among so many equally likely."""
+    """exp(nats / tokens), with nats = Σ -log p: the model is as unsure as among that many equally likely tokens."""
     return np.exp(nats / tokens)
 
 
 def bits_per_byte(nats, n_bytes):
-    """The sum of -log2 p of a text over its bytes: comparable between tokenizers, as perplexity is not."""
+    """Σ -log₂ p of a text divided by its number of bytes: comparable between tokenizers, as perplexity is not."""
     return nats / math.log(2) / n_bytes
 
 
 # ------------------------------------------------------------------- how sure one can be after so many items
 def proportion(values, z=1.96):
-    """The mean of values in [0, 1] and its 95 % interval (Wilson 1927): all p that it is within z standard errors of.
+    """The mean of values in [0, 1] and its score interval (Wilson 1927): all p for which it lies within z standard
+    errors √(p (1 - p) / n). z = 1.96 makes it one of 95 %.
 
     values: one number an item; where an item counts in part, the interval is too wide rather than too narrow, since
     nothing in [0, 1] varies more than p (1 - p). Returns (mean, low, high).

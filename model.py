@@ -39,14 +39,14 @@ def attend(x, weights, config, options):
 
 
 def feed_forward(x, weights, config, options):
-    """A mixture of experts, or one SwiGLU where the layer has no router."""
+    """A mixture of experts, or one SwiGLU where the layer has no router (gate.weight)."""
     if "gate.weight" not in weights:
         return swiglu(x, weights)
     routing = {"n_group": config.n_group or 1, "topk_group": config.topk_group or 1}
     scale = 1.0 if config.routed_scaling_factor is None else config.routed_scaling_factor
     routing |= {"normalise": config.norm_topk_prob, "scale": scale}
-    around = options.real, options.observe, options.balance
-    return mixture_of_experts(x, weights, config.num_experts_per_tok, *around, **routing)
+    routing |= {"real": options.real, "observe": options.observe, "balance": options.balance}
+    return mixture_of_experts(x, weights, config.num_experts_per_tok, **routing)
 
 
 def block(x, weights, config, options):
@@ -78,7 +78,7 @@ def transformer(params, config, tokens, options=None):
     """Everything but the head.
 
     tokens: (batch, time) integers. options: for each layer, as of attention.layer_options; None: the
-    plain case, a causal text in each row.
+    plain case, one text a row, causal unless config.causal is False.
     Returns hidden (batch, time, hidden_size) and backward(dhidden) -> grads. With a cache nothing is kept for a
     backward pass, which is None.
     """
@@ -127,8 +127,10 @@ def init(config, seed=0, dtype=np.float32):
     return {name: xp.asarray(value) for name, value in params.items()}
 
 
-def under_head(params, config, tokens, head):
-    """head(hidden, weight) -> (y, its backward), on the hidden states. Returns y and backward(dy) -> grads."""
+def with_head(params, config, tokens, head):
+    """Runs the transformer and then head(hidden, weight) -> (y, its backward). The head's gradient is added to that of
+    the embeddings where they are tied. Returns y and backward(dy) -> grads.
+    """
     hidden, body_backward = transformer(params, config, tokens)
     y, head_backward = head(hidden, params[head_name(config)])
 
@@ -141,7 +143,7 @@ def under_head(params, config, tokens, head):
 
 def forward(params, config, tokens):
     """tokens (batch, time) -> logits (batch, time, vocab_size), and backward(dlogits) -> grads."""
-    return under_head(params, config, tokens, linear)
+    return with_head(params, config, tokens, linear)
 
 
 def log_likelihood(params, config, tokens, targets):
@@ -150,21 +152,21 @@ def log_likelihood(params, config, tokens, targets):
     tokens, targets: (batch, time) integers, a target of -100 is ignored.
     Returns log_p (batch, time) in nats, 0 where ignored, and backward(dlog_p) -> grads.
     """
-    return under_head(params, config, tokens, lambda hidden, head: linear_log_likelihood(hidden, head, targets))
+    return with_head(params, config, tokens, lambda hidden, head: linear_log_likelihood(hidden, head, targets))
 
 
 def loss(params, config, tokens, targets, terms=(), count=None, documents=None, observe=None, balance=0.0):
     """What training minimises: the mean cross-entropy in nats, the load-balancing losses and further terms.
 
     tokens, targets: (batch, time) integers, a target of -100 is ignored. terms: functions term(params, config, tokens,
-    targets, hidden) -> (value, backward() -> (dhidden, grads)), such as mtp.term's. count: of the targets that the mean
-    is over, where these rows are a part of a batch, so that losses and gradients of its parts add up; None: those here.
+    targets, hidden) -> (value, backward() -> (dhidden, grads)), such as mtp.term's; the function's name is that of its
+    value. count: the number of targets of the whole batch, where these rows are a micro-batch of it (gradient
+    accumulation), so that losses and gradients add up; balance is to be scaled by its share of the rows then.
     documents, observe, balance: as of attention.layer_options; observe["losses"] is set to the values of the terms.
     Returns the loss, a float, and backward(dloss=1) -> grads.
     """
-    options = layer_options(
-        config, tokens, params["model.embed_tokens.weight"].dtype, 0, None, None, documents, observe, balance
-    )
+    dtype, around = params["model.embed_tokens.weight"].dtype, {"documents": documents, "observe": observe}
+    options = layer_options(config, tokens, dtype, balance=balance, **around)
     hidden, body_backward = transformer(params, config, tokens, options)
     head = head_name(config)
     cross_entropy, head_backward = linear_cross_entropy(hidden, params[head], targets, count)
@@ -200,8 +202,9 @@ def balance_loss(options):
 def sample(logits, temperature=0.0, top_k=None, top_p=None, rng=None):
     """Draws a token for each row of logits (batch, vocab); temperature 0 takes the likeliest.
 
-    top_k: only among the k likeliest (Fan et al. 2018). top_p: only among the likeliest that together have
-    probability p (nucleus sampling, Holtzman et al. 2020). rng: a numpy Generator, needed where temperature > 0.
+    top_k: only among the k likeliest (Fan et al. 2018). top_p: only among the fewest of the likeliest that together
+    have at least probability top_p, 0 < top_p ≤ 1 (nucleus sampling, Holtzman et al. 2020). rng: a numpy Generator,
+    needed where temperature > 0.
     Returns (batch,) integers.
     """
     logits = to_numpy(logits).astype(np.float64)
@@ -214,10 +217,10 @@ def sample(logits, temperature=0.0, top_k=None, top_p=None, rng=None):
     p = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
     p /= p.sum(axis=-1, keepdims=True)
     if top_p is not None:
-        p[np.cumsum(p, axis=-1) - p >= top_p] = 0  # what comes before already has p; the first stays
+        p[np.cumsum(p, axis=-1) - p >= top_p] = 0  # what comes before already has top_p
         p /= p.sum(axis=-1, keepdims=True)
     below = np.cumsum(p, axis=-1)
-    drawn = (below < rng.random((len(p), 1)) * below[:, -1:]).sum(axis=-1)  # whatever p rounds to in sum
+    drawn = (below < rng.random((len(p), 1)) * below[:, -1:]).sum(axis=-1)  # p may round to not quite 1
     return np.take_along_axis(np.broadcast_to(order, p.shape), drawn[:, None], axis=-1)[:, 0]
 
 
@@ -226,7 +229,8 @@ def generate_batch(
 ):
     """Continues prompts of different lengths together.
 
-    prompts: a list of lists of token ids. stop: ids that end a row, the config's eos_token_id if None;
+    prompts: a list of lists of token ids. stop: ids that end a row, the config's eos_token_id if None, and
+    [] for none;
     temperature, top_k, top_p, rng: as in `sample`, with default_rng(0) if rng is None.
     Returns an iterator over steps, each an array (batch,): the new tokens, a stop token being a row's
     last, and -1 for the rows that ended before. Raises ValueError for an empty prompt, a token out of
@@ -235,18 +239,19 @@ def generate_batch(
     """
     if not config.causal:
         raise ValueError("this model was trained to fill gaps and cannot continue a text")
-    tokens, padding = left_padded(prompts, config.vocab_size, max_new_tokens, config.max_position_embeddings)
-    if any(map(config.pattern, range(config.num_hidden_layers))) and not padding.all():
+    tokens, real = left_padded(prompts, config.vocab_size, max_new_tokens, config.max_position_embeddings)
+    if any(map(config.pattern, range(config.num_hidden_layers))) and not real.all():
         raise ValueError("sparse attention counts blocks from the first token, so all prompts must be of one length")
     stop = config.eos_token_id if stop is None else stop
-    stop, rng = [] if stop is None else np.atleast_1d(stop), rng or np.random.default_rng(0)
+    stop = [] if stop is None else np.atleast_1d(stop)
+    rng = rng or np.random.default_rng(0)
 
-    def steps(tokens, padding):
+    def steps(tokens, real):
         head, ended = params[head_name(config)], np.zeros(len(prompts), bool)
         cache = [KVCache(config.window(i)) for i in range(config.num_hidden_layers)]
         for _ in range(max_new_tokens):
-            seen = None if padding.all() else xp.asarray(padding)
-            options = layer_options(config, tokens, head.dtype, cache[0].length, cache, seen)
+            around = {"cache": cache, "real": None if real.all() else xp.asarray(real)}
+            options = layer_options(config, tokens, head.dtype, cache[0].length, **around)
             hidden, _ = transformer(params, config, xp.asarray(tokens), options)
             logits, _ = linear(hidden[:, -1], head)
             drawn = sample(logits, temperature, top_k, top_p, rng)
@@ -255,9 +260,9 @@ def generate_batch(
             if ended.all():
                 return
             tokens = drawn[:, None]
-            padding = np.pad(padding, ((0, 0), (0, 1)), constant_values=True)
+            real = np.pad(real, ((0, 0), (0, 1)), constant_values=True)
 
-    return steps(tokens, padding)
+    return steps(tokens, real)
 
 
 def generate(params, config, prompt_ids, max_new_tokens, **options):

@@ -1,12 +1,12 @@
 """Transformers actuales: multi-token prediction (DeepSeek V3, DeepSeek-AI 2024b, section 2.2; Kimi K2).
 
 A further layer predicts the token after the next, from the hidden state h at a position p and the token that follows
-it: a second target for the same text, which makes the hidden states plan ahead.
+it: a denser training signal, which may make the hidden states plan ahead.
 
     x_p = W [norm(embed(token p+1)) ; norm(h_p)],    logits of token p+2 = head(norm(block(x)_p))
 
-Embedding and head are the model's own. In training it is one more term of the loss, and afterwards the layer may be
-dropped:
+Embedding and head are the model's own. In training it is one more term of the loss; afterwards the layer may be
+dropped, or draft tokens (speculative decoding, which is not here):
 
     value, backward = model.loss(params, config, tokens, targets, terms=[mtp.term(0.3)])
 
@@ -19,26 +19,29 @@ Shapes: tokens and targets (batch, time), h (batch, time, hidden_size); the toke
 from attention import layer_options
 from engine import xp
 from engine.weights import by_layer, summed, with_layer
-from layers import embedding, linear, linear_cross_entropy, rms_norm
+from layers import IGNORE, embedding, linear, linear_cross_entropy, rms_norm
 from model import balance_loss, block, head_name
 
 
 def term(weight, count=None, documents=None, observe=None, balance=0.0):
     """The term of the loss: weight · the mean cross-entropy of the token after the next.
 
-    count, documents, observe, balance: as of model.loss, count of the targets but the first of each row. Returns a
-    function mtp(params, config, tokens, targets, hidden) -> (value, backward() -> (dhidden, grads)).
+    weight: the paper's λ, 0.3 for most of V3's training. count, documents, observe, balance: as of model.loss; count is
+    without the first target of each row. Returns a function, whose name is that of its value in observe["losses"],
+    mtp(params, config, tokens, targets, hidden) -> (value, backward() -> (dhidden, grads)).
     """
 
     def mtp(params, config, tokens, targets, hidden):
         if tokens.shape[1] < 2:  # a single token has none after the next
             return 0.0, lambda: (xp.zeros_like(hidden), {})
-        # what follows the last token of a text is another's
-        own = None if documents is None else documents[:, :-1]
-        options = layer_options(config, tokens[:, 1:], hidden.dtype, 1, None, None, own, observe, balance)[-1]
+        own, later = None, targets[:, 1:]
+        if documents is not None:  # place p mixes h_p with token p+1: at the end of a text with another text's
+            own, later = documents[:, :-1], xp.where(documents[:, 1:] == documents[:, :-1], later, IGNORE)
+        around = {"documents": own, "observe": observe, "balance": balance}
+        options = layer_options(config, tokens[:, 1:], hidden.dtype, start=1, **around)[-1]
         further, body_backward = next_hidden(params, config, tokens, hidden, options)
         head = head_name(config)
-        value, head_backward = linear_cross_entropy(further, params[head], targets[:, 1:], count)
+        value, head_backward = linear_cross_entropy(further, params[head], later, count)
 
         def backward():
             dfurther, dhead = head_backward(weight)

@@ -1,11 +1,15 @@
 """Proceso de entrenamiento: the optimisers, from a gradient to new weights.
 
-AdamW divides each number's gradient by its usual size, so that every number moves at the learning rate:
+AdamW divides each weight's gradient by its usual size, so that every weight moves at the learning rate:
 
     m = β₁m + (1-β₁)g,  v = β₂v + (1-β₂)g²,  w = w - lr (m̂ / (√v̂ + ε) + λw)    (Loshchilov & Hutter 2019)
 
-Muon does the same for the directions of a matrix (Jordan et al. 2024): of the averaged gradient's singular
-value decomposition U S Vᵀ it keeps U Vᵀ, the same directions all at one size, so that none is left behind.
+at step t with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ), as both began at 0. Muon does the same for the directions of a
+matrix (Jordan et al. 2024):
+
+    m = μm + g,  w = w - lr (0.2 √max(rows, cols) · UVᵀ + λw)    of the singular value decomposition USVᵀ = g + μm
+
+It keeps the directions of the accumulated gradient, all at one size, so that none is left behind.
 """
 
 import math
@@ -14,17 +18,16 @@ from engine import xp
 
 
 def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
-    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2, with its λ written lr · weight_decay), in place.
+    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2, whose λ is lr · weight_decay here), in place.
 
     w, g: the weight and its gradient, of one shape. state: {"m", "v"}, filled at the first step.
-    step: counts from 1. lr: the learning rate. weight_decay: the share of w lost per lr.
+    step: counts from 1. lr: the learning rate. weight_decay: w shrinks by lr · weight_decay each step.
     """
     if not state:
         state["m"], state["v"] = xp.zeros_like(w), xp.zeros_like(w)
     m, v = state["m"], state["v"]
     m += (1 - betas[0]) * (g - m)
     v += (1 - betas[1]) * (g * g - v)
-    # both began at 0 and so are too small by the factor 1 - β^step
     size = xp.sqrt(v / (1 - betas[1] ** step))
     size += eps
     w *= 1 - lr * weight_decay
@@ -35,7 +38,7 @@ def orthogonalise(g, steps=5):
     """U Vᵀ of the singular value decomposition g = U S Vᵀ, roughly, by matrix products alone.
 
     Newton-Schulz: each step puts the singular values s ≤ 1 through 3.4445 s - 4.7750 s³ + 2.0315 s⁵. That
-    multiplies small ones by 3.4, so after five steps those that were above 0.002 of the norm are near 1,
+    multiplies small ones by 3.4, so after five steps those that were above 0.002 of the Frobenius norm are near 1,
     between 0.68 and 1.21; a polynomial that met 1 exactly would take many more (Jordan et al. 2024).
 
     g: (rows, cols). Returns a matrix of that shape.
@@ -67,13 +70,13 @@ def muon(w, g, state, lr, momentum=0.95, weight_decay=0.1):
 
 
 def qk_clip(weights, max_logits, threshold=100.0):
-    """QK-clip (Kimi K2, Kimi Team 2025, algorithm 1), in place: where the largest attention logit of a head passed the
-    threshold, its queries and keys shrink by so much that the same tokens would reach just the threshold.
+    """QK-clip (Kimi K2, Kimi Team 2025, algorithm 1), in place: queries and keys of head h shrink by
+    γ = min(1, threshold / max_logits[h]), so that the same tokens would reach just the threshold.
 
-    A softmax over logits in the hundreds has no gradient left, and Muon, whose steps do not shrink with the
-    gradient, would let them grow on. Query and key take half of it each, by the root. A key that several heads share
-    is left alone, and the query takes the whole: in latent attention the part that RoPE turns, and all of it in
-    grouped-query attention.
+    A softmax over logits in the hundreds has no gradient left, and Muon, whose steps do not shrink with the gradient,
+    would let them grow on. In latent attention q^C and k^C take √γ each, q^R takes γ, and k^R, which all heads share,
+    is left alone; in grouped-query attention, whose keys are shared, too, the queries take γ. Not for models with
+    QK-norm, which would undo it.
 
     weights: of one layer's attention, by name, as of attention.self_attention or latent_attention. max_logits:
     (heads,), the largest score of each head in the last batch, as flash_attention observes it.
@@ -104,7 +107,8 @@ class Optimizer:
     """AdamW for every weight, or Muon for the matrices inside the layers and AdamW for the rest:
     embeddings and head, of which a row belongs to a token, and norms.
 
-    kind: "adamw" or "muon". state: {weight's name: {array's name: array}}, what a checkpoint has to keep.
+    kind: "adamw" or "muon". state: {weight's name: {array's name: array}} and steps: what a checkpoint
+    has to keep.
     """
 
     def __init__(self, kind, lr, weight_decay=0.1):
@@ -116,7 +120,7 @@ class Optimizer:
 
     def step(self, params, grads, schedule=1.0, parallel_map=map):
         """Changes in place the params that have a gradient. schedule: a factor of the learning rate. parallel_map: a
-        pool's, to use its threads.
+        map, such as a pool's, that updates weights in parallel.
         """
         self.steps += 1
         lr = self.lr * schedule
@@ -134,7 +138,7 @@ class Optimizer:
 
 
 def clip(grads, largest=1.0):
-    """Scales the gradients, in place, so that their common norm is at most `largest`; returns the norm before."""
+    """Gradient clipping by global norm, in place, to at most `largest`. Returns the norm before."""
     norm = math.sqrt(sum(float(xp.vdot(g, g)) for g in grads.values()))
     if norm > largest:
         for g in grads.values():
@@ -143,7 +147,9 @@ def clip(grads, largest=1.0):
 
 
 def descend(gradient, parts, params, optimizer, schedule=1.0, parallel_map=map):
-    """A step of the optimiser along the sum of gradient(part), dicts, over all parts of a batch."""
+    """One step of the optimiser: sums the dicts gradient(part) of all parts of a batch (gradient accumulation), clips
+    their norm to 1, and steps.
+    """
     parts = iter(parallel_map(gradient, parts))  # one at a time, as each is as large as the model
     grads = next(parts)
     for further in parts:
@@ -154,7 +160,7 @@ def descend(gradient, parts, params, optimizer, schedule=1.0, parallel_map=map):
 
 
 def warm_up_and_decay(progress, warm_up=0.05, decay=0.6):
-    """The learning rate's factor at `progress` (0 to 1): up, level, and down to 0 over the last `decay`
-    (warm-up, stable, decay: Hu et al. 2024).
+    """The learning rate's factor at `progress` (0 to 1): up, level, and in a line down to 0 over the last `decay`, a
+    fraction of the training (warm-up, stable, decay, after Hu et al. 2024, whose decay is shorter and exponential).
     """
     return max(0.0, min(1.0, progress / warm_up, (1 - progress) / decay))

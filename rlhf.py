@@ -15,8 +15,8 @@ answers to a question, and judges each by the mean of all. DPO samples nothing: 
     python rlhf.py --init runs/1       the same, from a model of train.py
     python rlhf.py --human             compare the answers yourself
 
-Shapes: batch answers, one a row, of at most time tokens with their questions. A loss is one number for each token,
-answer or pair, and what comes beside log_p or values are constants.
+Shapes: batch answers, one a row, of at most time tokens with their questions. Losses are not averaged: one number for
+each token, answer or pair. Only log_p, values and r get gradients; other arguments are constants.
 """
 
 import model
@@ -75,8 +75,8 @@ def rewards(params, config, inputs, targets):
     read, tokens = xp.pad(answered, ((0, 0), (1, 0))), xp.pad(inputs, ((0, 0), (0, 1)))
     tokens[read] = targets[answered]  # the last one too, which is no input of a language model
     share = read / answered.sum(axis=1, keepdims=True).astype(params["score.weight"].dtype)
-    (none, values), backward = policy_and_values(params, config, tokens, xp.full_like(tokens, IGNORE))  # no log π
-    return (values * share).sum(axis=1), lambda dr: backward(none, dr[:, None] * share)
+    (_, values), backward = policy_and_values(params, config, tokens, xp.full_like(tokens, IGNORE))  # no log π
+    return (values * share).sum(axis=1), lambda dr: backward(xp.zeros_like(values), dr[:, None] * share)
 
 
 def train_reward_model(params, config, comparisons, progress, lr=3e-3, batch=24, seed=0, parallel_map=map):
@@ -110,7 +110,7 @@ def log_likelihoods(params, config, inputs, targets):
     return log_p.sum(axis=1), lambda d: backward(xp.broadcast_to(d[:, None], log_p.shape))
 
 
-# A reward has no derivative by the policy's weights, but how often it is drawn has one. As ∇π = π ∇log π,
+# A reward is not differentiable in the policy's weights, but the probability of the answer is. As ∇π = π ∇log π,
 #
 #     ∇ E[r] = Σ r(x, y) ∇π(y|x) = Σ π(y|x) r(x, y) ∇log π(y|x) = E[r ∇log π]        (REINFORCE, Williams 1992)
 #
@@ -118,7 +118,8 @@ def log_likelihoods(params, config, inputs, targets):
 #
 #     E[b ∇log π] = b Σ π(y|x) ∇log π(y|x) = b ∇ Σ π(y|x) = b ∇1 = 0
 #
-# The advantage A = r - b has the same expectation, and less noise where b is what was to be expected. The action is
+# With the advantage A = r - b, A ∇log π has the same expectation as r ∇log π, and less noise where b is near the reward
+# that was to be expected. The action is
 #     an answer     with one advantage for all of its tokens; b is the mean reward of several answers to x    (GRPO)
 #     or a token    as log π(y|x) = Σ log π(y_t | x, y_<t), with an advantage for each: it is credited with what
 #                   comes after it, and b is the value V(x, y_<t) of the text before it                        (PPO)
@@ -147,12 +148,13 @@ def generalised_advantages(rewards, values, answered, gamma=1.0, lam=0.95):
 
 
 def ppo_loss(log_p, old_log_p, advantages, clip=0.2):
-    """The first step changes the policy that the answers were drawn from. So that there may be more, each token is
-    weighed by how much likelier it has become, until that is far from 1 (Schulman et al. 2017, equation 7):
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7):
 
         -min(ratio A, clip(ratio, 1 - c, 1 + c) A),   ratio = π(token) / π_old(token)
 
-    Where the ratio is 1 the gradient is that of -A log π. Returns losses and backward(dlosses) -> dlog_p.
+    After the first step π is no longer the policy π_old that drew the answers. The ratio corrects for that, and the
+    clip takes the gradient away once it is more than c past 1 in the direction that pays. Where the ratio is 1 the
+    gradient is that of -A log π. Returns losses and backward(dlosses) -> dlog_p.
     """
     ratio = xp.exp(log_p - old_log_p)
     free, bounded = -ratio * advantages, -xp.clip(ratio, 1 - clip, 1 + clip) * advantages
@@ -168,8 +170,10 @@ def value_loss(values, returns):
 
 def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_tokens=40, seed=0, parallel_map=map):
     """Proximal policy optimisation (Schulman et al. 2017; for language models Ziegler et al. 2019). reward(which,
-    answers) -> (batch,): of answers to prompts[i] for i in which. beta(kl): the weight of the penalty at a KL from π₀,
-    in nats an answer. Returns the tuned params, with the value head, and a dict of each round.
+    answers) -> (batch,): of answers to prompts[i] for i in which. beta: the weight of the penalty as a function of the
+    KL from π₀ now, in nats an answer, in the place of Ziegler et al.'s controller; `lambda kl: 0.05` is a fixed one.
+    Advantages are normalised in a round; each answer is learned from twice, 64 at a time; the value loss weighs 0.1.
+    Returns the tuned params, with the value head, and a dict of each round: reward, kl, which, answers.
     """
     policy = copied(params) | {"score.weight": xp.zeros((1, config.hidden_size), np.float32)}
     optimizer, rng, history = Optimizer("adamw", lr, 0.0), np.random.default_rng(seed), []
@@ -208,7 +212,8 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
 # ------------------------------------------------------------- GRPO: several answers to a question, no value head
 def group_advantages(rewards, group):
     """How far each of `group` answers to a question, which stand together, lies above their mean, in standard
-    deviations (Shao et al. 2024, section 4.1.2); as it is in that mean, the gradient shrinks by 1/group. Both (batch,).
+    deviations (Shao et al. 2024, section 4.1.2). That mean has the answer's own reward in it, so that the expected
+    gradient is 1 - 1/group of REINFORCE's; the division weighs questions differently. Both (batch,).
     """
     r = rewards.reshape(-1, group)
     return ((r - r.mean(axis=1, keepdims=True)) / (r.std(axis=1, keepdims=True) + 1e-4)).reshape(-1)
@@ -254,7 +259,8 @@ def grpo(
 
         parts = pieces(inputs, targets, ref_log_p, advantages[:, None], mask)
         descend(gradient, parts, policy, optimizer, 1 - done, parallel_map)
-        penalty = beta(kl := sum(sorted(kls)) / batch)
+        kl = sum(sorted(kls)) / batch
+        penalty = beta(kl)  # of the next round; 0 at first, where π = π₀
         history.append({"reward": r.mean(), "kl": kl, "which": which, "answers": answers})
     return policy, history
 
@@ -263,14 +269,14 @@ def grpo(
 # E[r] - β KL(π ‖ π₀) = β log Z(x) - β KL(π ‖ π*), where Z(x) = Σ π₀(y|x) exp(r(x, y) / β) and the optimum is
 #
 #     π*(y|x) = π₀(y|x) exp(r(x, y) / β) / Z(x)
-#     r(x, y) = β log π*(y|x) / π₀(y|x) + β log Z(x)
-#     r(x, y) - r(x, y') = β log π*(y|x) / π₀(y|x) - β log π*(y'|x) / π₀(y'|x)
+#     r(x, y) = β log(π*(y|x) / π₀(y|x)) + β log Z(x)
+#     r(x, y) - r(x, y') = β log(π*(y|x) / π₀(y|x)) - β log(π*(y'|x) / π₀(y'|x))
 #
 # Comparisons ask for that difference alone, in which Z(x), a sum over all answers, cancels: they can train π itself.
 
 
 def dpo_loss(log_p, ref_log_p, better, worse, beta=0.1):
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7): Bradley-Terry, with r = β log π / π₀.
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7): Bradley-Terry, with r = β log(π / π₀).
     log_p, ref_log_p: (batch,), of answers, under π and π₀. Returns losses (pairs,) and backward(dlosses) -> dlog_p.
     """
     losses, backward = bradley_terry(beta * (log_p - ref_log_p), better, worse)

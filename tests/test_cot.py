@@ -1,6 +1,7 @@
 """cot.py: problems are right and apart, answers are judged exactly, and what is learned from chains is what it says."""
 
 import dataclasses
+import doctest
 import os
 import re
 import subprocess
@@ -296,3 +297,7 @@ def test_reinforcement_makes_right_chains_likelier(small, monkeypatch):
     right, wrong = texts(problem.answer, "x")
     assert log_p(tuned, problem, right) > log_p(small, problem, right) + 1
     assert log_p(tuned, problem, wrong) < log_p(small, problem, wrong) + 1
+
+
+def test_the_example_is_what_is_printed():
+    assert doctest.testmod(cot).failed == 0
