@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 from engine import cli, np, safetensors, to_numpy, xp
+from engine.figure import figure
 from engine.files import replace as replace_file
 from engine.files import write_text
 
@@ -343,19 +344,10 @@ def report(run, final, text, advice):
 
 def draw(lines, path, best_step):
     """The loss of a run against its steps, and the step whose weights are kept."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for part, label, style in ("train", "training", "-"), ("val", "validation", "o-"), ("test", "test", "*"):
-        points = [(line["step"], line[f"{part}_loss"]) for line in lines if f"{part}_loss" in line]
-        points = points if part != "test" else [(best_step, loss) for _, loss in points[-1:]]
-        axes.plot(*zip(*points), style, markersize=4 if part == "val" else 12, label=label) if points else None
-    axes.axvline(best_step, color="grey", linewidth=0.8, linestyle=":", label="weights kept")
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title="Training")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with figure(path) as axes:
+        for part, label, style in ("train", "training", "-"), ("val", "validation", "o-"), ("test", "test", "*"):
+            points = [(line["step"], line[f"{part}_loss"]) for line in lines if f"{part}_loss" in line]
+            points = points if part != "test" else [(best_step, loss) for _, loss in points[-1:]]
+            axes.plot(*zip(*points), style, markersize=4 if part == "val" else 12, label=label) if points else None
+        axes.axvline(best_step, color="grey", linewidth=0.8, linestyle=":", label="weights kept")
+        axes.set(xlabel="step", ylabel="loss (nats a token)", title="Training")

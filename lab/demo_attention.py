@@ -1,17 +1,28 @@
 """Variantes de atención, in numbers: the same result, the growth with the length, and what a cache saves."""
 
-import os
-import time
-import tracemalloc
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from attention import KVCache, attention, flash_attention
 from engine import np, to_numpy, xp
+from engine.figure import figure
+from lab.measure import both_passes, peak_bytes, seconds
 from masks import PATTERNS, causal, sparse, window
+
+
+def full(q, k, v):
+    return attention(q, k, v, causal)
+
+
+def flash(mask_of):
+    """Flash attention with a mask that depends on the number of tokens."""
+    return lambda q, k, v: flash_attention(q, k, v, mask_of(q.shape[2]))
+
+
+def of_root(kind):
+    """A strided or fixed pattern with a stride of √blocks."""
+    return lambda n: causal & sparse(kind, round((n / 64) ** 0.5))
+
+
+WAYS = {"full": full, "flash": flash_attention, "strided": flash(of_root("strided")), "fixed": flash(of_root("fixed"))}
+WAYS |= {"bigbird": flash(lambda n: causal & sparse("bigbird", 4)), "window": flash(lambda n: causal & window(256))}
 
 
 def demo(sizes=(1024, 2048, 4096, 8192, 16384)):
@@ -19,50 +30,20 @@ def demo(sizes=(1024, 2048, 4096, 8192, 16384)):
     if xp is not np:
         raise SystemExit("this measures time and memory of a CPU: set BACKEND=numpy; for a GPU see benchmarks/")
     rng = xp.random.default_rng(0)
-
-    def qkv(heads, kv_heads, n, dim=32):
-        return [rng.standard_normal((1, h, n, dim), dtype=xp.float32) for h in (heads, kv_heads, kv_heads)]
-
-    def full(q, k, v):
-        return attention(q, k, v, causal)
-
-    def pattern(kind):
-        """Strided and fixed patterns with a stride of √blocks."""
-
-        def attend(q, k, v):
-            stride = round((q.shape[2] / 64) ** 0.5) if kind in ("strided", "fixed") else 4
-            return flash_attention(q, k, v, causal & sparse(kind, stride))
-
-        return attend
-
-    def cost(function, *arguments):
-        """Seconds, the least of three, and bytes of a forward and a backward pass."""
-        seconds = float("inf")
-        for _ in range(3):
-            began = time.perf_counter()
-            y, backward = function(*arguments)
-            backward(y)
-            seconds = min(seconds, time.perf_counter() - began)
-        tracemalloc.start()
-        y, backward = function(*arguments)
-        backward(y)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return seconds, peak
-
+    normal = lambda heads, n: rng.standard_normal((1, heads, n, 32), dtype=xp.float32)
+    qkv = lambda heads, kv_heads, n: (normal(heads, n), normal(kv_heads, n), normal(kv_heads, n))
     q, k, v = qkv(4, 2, 777)
     (y, backward), (flash_y, flash_backward) = full(q, k, v), flash_attention(q, k, v)
     worst = max(float(abs(a - b).max()) for a, b in zip((y, *backward(y)), (flash_y, *flash_backward(y))))
     print(f"flash attention against the textbook, values and gradients: largest difference {worst:.1e}")
 
-    ways = {"full": full, "flash": flash_attention, "strided": pattern("strided"), "fixed": pattern("fixed")}
-    ways |= {"bigbird": pattern("bigbird"), "window": lambda q, k, v: flash_attention(q, k, v, causal & window(256))}
-    lengths, costs = {name: sizes[: 3 if name == "full" else 5] for name in ways}, {}
+    lengths, costs = {name: sizes[:3] if name == "full" else sizes for name in WAYS}, {}
     print("\nforward and backward of a head of 32, in ms and in MB, and the exponent of n that fits")
-    print("  tokens   " + "".join(f"{n:>15,}" for n in lengths["flash"]))
-    for name, function in ways.items():
-        costs[name] = np.array([cost(function, *qkv(1, 1, n)) for n in lengths[name]])
-        cells = "".join(f"{1e3 * t:8.0f}{m / 2**20:7.1f}" for t, m in costs[name])
+    print("  tokens   " + "".join(f"{n:>15,}" for n in sizes))
+    for name, function in WAYS.items():
+        inputs = [(both_passes, function, *qkv(1, 1, n)) for n in lengths[name]]
+        costs[name] = np.array([(1e3 * seconds(*each, times=3), peak_bytes(*each) / 2**20) for each in inputs])
+        cells = "".join(f"{ms:8.0f}{megabytes:7.1f}" for ms, megabytes in costs[name])
         slopes = [np.polyfit(np.log(lengths[name]), np.log(c), 1)[0] for c in costs[name].T]
         print(f"  {name:9}{cells:75}  time n^{slopes[0]:.2f}, memory n^{slopes[1]:.2f}")
 
@@ -71,31 +52,34 @@ def demo(sizes=(1024, 2048, 4096, 8192, 16384)):
         print(f"  {name:14} {kv_heads} key heads {2 * kv_heads * 64 * 4:6,}")
     print(f"  latent         rank {4 * 64} + 32{(4 * 64 + 32) * 4:6,}   (keys and values of their own for all 8 heads)")
     q, k, v = qkv(4, 4, 1024)
-    cache, times = KVCache(), [time.perf_counter()]
-    for i in range(1024):
-        now = slice(i, i + 1)
-        flash_attention(q[:, :, now], *cache.append(k[:, :, now], v[:, :, now]))
-    times.append(time.perf_counter())
-    for i in range(0, 1024, 16):  # a sixteenth of the work of going without
-        flash_attention(q[:, :, : i + 1], k[:, :, : i + 1], v[:, :, : i + 1])
-    times.append(time.perf_counter())
-    cached, uncached = times[1] - times[0], 16 * (times[2] - times[1])
-    print(f"1024 tokens one by one: {cached:.2f} s with the cache, {uncached:.1f} s without ({uncached / cached:.0f}x)")
+    cache = KVCache()
 
-    figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
+    def with_cache():
+        for i in range(1024):
+            query, key, value = (x[:, :, i : i + 1] for x in (q, k, v))
+            flash_attention(query, *cache.append(key, value))
+
+    def without():  # a sixteenth of the work
+        for i in range(0, 1024, 16):
+            flash_attention(*(x[:, :, : i + 1] for x in (q, k, v)))
+
+    cached, uncached = seconds(with_cache), 16 * seconds(without)
+    print(f"1024 tokens one by one: {cached:.2f} s with the cache, {uncached:.1f} s without ({uncached / cached:.0f}x)")
+    draw(sizes, lengths, costs)
+    print("figures/attention.png")
+
+
+def draw(sizes, lengths, costs):
+    """Who sees whom, and what it costs."""
     masks = {"full": causal, "sliding window, of 16 tokens": causal & window(16)}
     masks |= {f"{kind}, blocks of 4": causal & sparse(kind, 4 - (kind == "window"), 4) for kind in PATTERNS}
-    for axis, (name, mask) in zip(axes.flat, masks.items()):
-        axis.imshow(to_numpy(mask.matrix(64, 64)), cmap="Blues", vmin=0, vmax=1.4)
-        axis.set(title=name, xlabel="key", ylabel="query")
-    for axis, what, unit in (axes[1, 2], 0, 1e3), (axes[1, 3], 1, 2**-20):
-        for name, rows in costs.items():
-            axis.loglog(lengths[name], rows[:, what] * unit, "o-", label=name)
-        axis.set(xlabel="tokens", title=["time, ms", "memory, MB"][what])
-        axis.set_xticks(lengths["flash"], lengths["flash"])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3, which="both")
-        axis.legend()
-    os.makedirs("figures", exist_ok=True)
-    figure.savefig("figures/attention.png", dpi=120)
-    print("figures/attention.png")
+    with figure("figures/attention.png", 2, 4, (15, 7)) as axes:
+        for axis, (name, mask) in zip(axes.flat, masks.items()):
+            axis.imshow(to_numpy(mask.matrix(64, 64)), cmap="Blues", vmin=0, vmax=1.4)
+            axis.set(title=name, xlabel="key", ylabel="query")
+        for axis, what, title in (axes[1, 2], 0, "time, ms"), (axes[1, 3], 1, "memory, MB"):
+            for name, rows in costs.items():
+                axis.loglog(lengths[name], rows[:, what], "o-", label=name)
+            axis.set(xlabel="tokens", title=title)
+            axis.set_xticks(sizes, sizes)
+            axis.minorticks_off()

@@ -1,9 +1,9 @@
 """Tokenizador: the slide's tokenizers on words that their training text lacks, and what a larger vocabulary buys."""
 
-import os
 from pydoc_data.topics import topics
 
 import bpe
+from engine.figure import figure
 
 STEMS = """agot alarm abrum brill camin calm cant cautiv declar desafi estimul fabric fascin gobern habl inquiet
     interrog naveg observ oper particip penetr provoc refriger simul vigil""".split()
@@ -17,8 +17,6 @@ resulta {0}ante , y los {0}antes lo saben .""".split("\n")
 
 def demo():
     """Each tokenizer on words that its training text lacks, and what a larger vocabulary buys."""
-    import matplotlib.pyplot as plt
-
     # of each stem most forms are in the training text; agotado, agotador, agotante are not, though agotar, agotaba are
     held = [(stem, n) for i, stem in enumerate(STEMS) for n in (3, 4, 5) if stem == "agot" or (i + n) % 7 == 0]
     seen = "\n".join(line.format(stem) for stem in STEMS for n, line in enumerate(SENTENCES) if (stem, n) not in held)
@@ -42,15 +40,11 @@ def demo():
     print("\nheld-out pages of Python's language reference\nvocabulary  BPE: tokens/word  words: unknown")
     for size in 300, 500, 1000, 2000, 4000, 8000:
         words = bpe.encode_words(unseen, bpe.train_words(seen, size))
-        found[f"{size}"] = (
-            len(bpe.train(seen, size).encode(unseen)) / len(words),
-            100 * words.count("<unk>") / len(words),
-        )
+        tokens, unknown = len(bpe.train(seen, size).encode(unseen)), words.count("<unk>")
+        found[f"{size}"] = tokens / len(words), 100 * unknown / len(words)
         print("{:10}{:17.2f}{:15.1f}%".format(size, *found[f"{size}"]))
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axis, values, label in zip(axes, zip(*found.values()), ("BPE: tokens per word", "words: % unknown")):
-        axis.plot([*found], values, "o-")
-        axis.set(xlabel="vocabulary", ylabel=label, ylim=(0, 1.1 * max(values)))
-    os.makedirs("figures", exist_ok=True)
-    figure.savefig("figures/bpe.png", dpi=120)
+    with figure("figures/bpe.png", 1, 2, (8, 3)) as axes:
+        for axis, values, label in zip(axes, zip(*found.values()), ("BPE: tokens per word", "words: % unknown")):
+            axis.plot([*found], values, "o-")
+            axis.set(xlabel="vocabulary", ylabel=label, ylim=(0, 1.1 * max(values)))
     print("figures/bpe.png")

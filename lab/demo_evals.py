@@ -4,6 +4,7 @@ import os
 import re
 
 from engine import np
+from engine.figure import figure
 from engine.sandbox import run_program
 from evals import bradley_terry, calibration_error, elo, expected_calibration_error, pass_at_k
 from lab.tasks import SAMPLES, TASKS, grid_text, parse_grid, score_arc, score_humaneval, table
@@ -44,19 +45,23 @@ def demo():
         errors = calibration_error(confidence, right), expected_calibration_error(confidence, right)
         print(f"  {name:20}{right.mean():8.3f}{errors[0]:19.3f}{errors[1]:21.3f}")
 
-    solutions = {problem["prompt"]: problem["canonical_solution"] for problem in sample["humaneval"]}
+    items = []
     print()
     try:
-        measures, items = score_humaneval(
-            sample["humaneval"], lambda prompt: damaged(solutions[prompt], rng), range(1, 11)
-        )
+        solutions = {problem["prompt"]: problem["canonical_solution"] for problem in sample["humaneval"]}
+        answers = lambda prompt: damaged(solutions[prompt], rng)
+        measures, items = score_humaneval(sample["humaneval"], answers, ks=range(1, 11))
         table({name: measures[name] for name in ("pass@1", "pass@5", "pass@10")}, "HumanEval, 10 programs")
         verdicts = {what: "passes" if run_program(text, seconds=1.0) else "fails" for what, text in HOSTILE.items()}
         print("  a program that " + ", ".join(f"{what}: {verdict}" for what, verdict in verdicts.items()))
     except ValueError as error:  # the other measures need no programs
-        items = []
         print(f"HumanEval: {error}")
-    print(f"\n{figure(ratings, sample['arc'], told, right, items)}")
+    with figure("figures/evals.png", 2, 2, (10, 7)) as ((arena, arc), (calibration, passing)):
+        draw_ratings(arena, ratings)
+        draw_puzzle(arc, next(task for task in sample["arc"] if task["id"] == "gravity"))
+        draw_calibration(calibration, told, right)
+        draw_pass_at_k(passing, items)
+    print("\nfigures/evals.png")
 
 
 def damaged(solution, rng):
@@ -70,45 +75,38 @@ def damaged(solution, rng):
     return programs
 
 
-def figure(ratings, tasks, told, right, items, path="figures/evals.png"):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    canvas, ((arena, arc), (calibration, passing)) = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+def draw_ratings(axes, ratings):
     value, low, high = np.array(list(ratings.values())).T
-    arena.errorbar(value, range(len(value))[::-1], xerr=(value - low, high - value), fmt="o", capsize=4)
-    arena.set_yticks(range(len(value))[::-1], list(ratings))
-    arena.set(title="LMArena: ratings and their 95 % intervals", xlabel="Bradley-Terry rating on Elo's scale")
+    axes.errorbar(value, range(len(value))[::-1], xerr=(value - low, high - value), fmt="o", capsize=4)
+    axes.set_yticks(range(len(value))[::-1], list(ratings))
+    axes.set(title="LMArena: ratings and their 95 % intervals", xlabel="Bradley-Terry rating on Elo's scale")
 
-    task = next(task for task in tasks if task["id"] == "gravity")
+
+def draw_puzzle(axes, task):
+    from matplotlib.colors import ListedColormap
+
+    colours = ListedColormap(["black", *(f"C{i}" for i in range(9))])
     grids = [grid for pair in task["train"][:2] + task["test"][:1] for grid in pair.values()]
-    colours = matplotlib.colors.ListedColormap(["black", *plt.cm.tab10.colors[:9]])
     for i, grid in enumerate(grids):
         left = 1.05 * i + 0.2 * (i // 2)
-        arc.imshow(grid, cmap=colours, vmin=0, vmax=9, extent=(left, left + 1, 1, 0))
-        arc.text(left, -0.06, ("input", "output")[i % 2])
-    arc.set(title="ARC-AGI: two examples, and a test", xlim=(-0.05, 6.8), ylim=(1.05, -0.3))
-    arc.axis("off")
+        axes.imshow(grid, cmap=colours, vmin=0, vmax=9, extent=(left, left + 1, 1, 0))
+        axes.text(left, -0.06, ("input", "output")[i % 2])
+    axes.set(title="ARC-AGI: two examples, and a test", xlim=(-0.05, 6.8), ylim=(1.05, -0.3))
+    axes.axis("off")
 
+
+def draw_calibration(axes, told, right):
     for name, confidence in told.items():
         bins = np.array_split(np.argsort(confidence), 25)
-        calibration.plot([confidence[b].mean() for b in bins], [right[b].mean() for b in bins], "o-", ms=3, label=name)
-    calibration.plot([0, 1], [0, 1], "k:", label="calibrated")
-    calibration.set(title="Humanity's Last Exam: bins of 100 answers", xlabel="confidence", ylabel="accuracy")
+        axes.plot([confidence[b].mean() for b in bins], [right[b].mean() for b in bins], "o-", ms=3, label=name)
+    axes.plot([0, 1], [0, 1], "k:", label="calibrated")
+    axes.set(title="Humanity's Last Exam: bins of 100 answers", xlabel="confidence", ylabel="accuracy")
 
+
+def draw_pass_at_k(axes, items):
     ks = range(1, 11)
     for n, c in ((item["n"], item["c"]) for item in items):
-        passing.plot(ks, [pass_at_k(n, c, k) for k in ks], "o-", ms=3)
-        passing.plot(ks, [1 - (1 - c / n) ** k for k in ks], ":", c="gray")
-    passing.plot([], [], ":", c="gray", label="1 - (1 - c/n)^k, biased")
-    passing.set(title="HumanEval: pass@k of each problem, 10 programs", xlabel="k", ylabel="pass@k")
-    for axes in calibration, passing:
-        axes.legend(frameon=False)
-    for axes in arena, calibration, passing:
-        axes.spines[["top", "right"]].set_visible(False)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    canvas.savefig(path, dpi=120)
-    plt.close(canvas)
-    return path
+        axes.plot(ks, [pass_at_k(n, c, k) for k in ks], "o-", ms=3)
+        axes.plot(ks, [1 - (1 - c / n) ** k for k in ks], ":", c="gray")
+    axes.plot([], [], ":", c="gray", label="1 - (1 - c/n)^k, biased")
+    axes.set(title="HumanEval: pass@k of each problem, 10 programs", xlabel="k", ylabel="pass@k")

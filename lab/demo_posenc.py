@@ -1,14 +1,9 @@
 """Codificación posicional, in numbers and as pictures."""
 
 import math
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from engine import to_numpy, xp
+from engine.figure import figure
 from posenc import alibi, alibi_slopes, pair_frequencies, rope, rope_frequencies, rope_tables, sinusoidal
 
 
@@ -49,38 +44,36 @@ def demo():
         speed, attention_factor = rope_frequencies(64, 500_000.0, {"rope_type": kind, **scaling})
         print(f"  {kind:9}", *(f"{2 * math.pi / float(speed[j]):10,.0f}" for j in pairs))
     print(f"  yarn also multiplies cos and sin by {attention_factor:.3f}")
-    print(f"\nFigure: {_figure()}")
+    with figure("figures/posenc.png", 2, 2, (12, 8)) as ((heat, products), (scores, biases)):
+        draw_sinusoidal(heat, products)
+        draw_rope(scores)
+        draw_alibi(biases)
+    print("\nFigure: figures/posenc.png")
 
 
-def _figure(path="figures/posenc.png"):
-    figure, ((heat, dot), (score, bias)) = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+def draw_sinusoidal(heat, products):
     image = heat.imshow(to_numpy(sinusoidal(xp.arange(100), 128)), cmap="RdBu_r", aspect="auto")
-    figure.colorbar(image, ax=heat, ticks=[-1, 0, 1])
+    heat.figure.colorbar(image, ax=heat, ticks=[-1, 0, 1])
     heat.set(title="Sinusoidal", xlabel="component i", ylabel="position p")
-
-    distance = xp.arange(-60, 61)
     for dim in (32, 128, 512):
-        pe = sinusoidal(distance + 60, dim)
-        dot.plot(to_numpy(distance), to_numpy(pe @ pe[60]) / (dim / 2), label=f"dim {dim}")
-    dot.set(title="Sinusoidal: PE[p] · PE[p + k], the same for every p", xlabel="k", ylabel="cosine")
+        pe = sinusoidal(xp.arange(121), dim)
+        products.plot(range(-60, 61), to_numpy(pe @ pe[60]) / (dim / 2), label=f"dim {dim}")
+    products.set(title="Sinusoidal: PE[p] · PE[p + k], the same for every p", xlabel="k", ylabel="cosine")
 
+
+def draw_rope(axes):
+    distance = xp.arange(-60, 61)
     q, k = (xp.tile(v, (1, 1, len(distance), 1)) for v in xp.random.default_rng(3).standard_normal((2, 64)))
     for start, style, every in ((0, "-", 1), (1000, "o", 6), (100_000, "x", 5)):
         turned_q, _ = rope(q, *rope_tables([start], pair_frequencies(64)))
         turned_k, _ = rope(k, *rope_tables(start + distance, pair_frequencies(64)))
         values = to_numpy((turned_q * turned_k).sum(axis=-1).ravel() / 8)
-        score.plot(to_numpy(distance)[::every], values[::every], style, label=f"q at {start:,}")
-    score.set(title="RoPE: score of one q and one k", xlabel="position of k - position of q", ylabel="score")
+        axes.plot(to_numpy(distance)[::every], values[::every], style, label=f"q at {start:,}")
+    axes.set(title="RoPE: score of one q and one k", xlabel="position of k - position of q", ylabel="score")
 
-    colors = plt.cm.viridis([i / 8 for i in range(8)])
+
+def draw_alibi(axes):
     for head, line in enumerate(to_numpy(alibi(8)(xp.array([[4999]]), xp.arange(5000)[None]))[:, 0, ::-1]):
-        bias.semilogx(range(5000), math.e**line, color=colors[head], label=f"2$^{{-{head + 1}}}$")
-    bias.set(title="ALiBi: what each head's bias multiplies attention by", xlim=(1, 5000))
-    bias.set(xlabel="distance", ylabel="exp(bias)")
-
-    for axes in (dot, score, bias):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    Path(path).parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path
+        axes.semilogx(range(5000), math.e**line, color=(0.1, head / 8, 0.5), label=f"2$^{{-{head + 1}}}$")
+    axes.set(title="ALiBi: what each head's bias multiplies attention by", xlim=(1, 5000))
+    axes.set(xlabel="distance", ylabel="exp(bias)")
