@@ -6,6 +6,7 @@ and by what the reward model took it to be (Gao et al. 2022).
 
 import json
 import os
+from dataclasses import dataclass
 from time import perf_counter
 
 import bpe
@@ -15,6 +16,8 @@ import model
 import rlhf
 from engine import cli, np, runs, xp
 from engine.batches import evaluate, flat
+from engine.cli import option
+from engine.figure import figure
 from engine.files import replace, write_text
 from engine.progress import clock
 from engine.threads import cores, thread_pool
@@ -55,29 +58,32 @@ def accuracy_of(reward_model, config, comparisons, parallel_map=map):
     return float(np.mean(r[better] > r[worse])), len(better)
 
 
+def mean_length(answers):
+    return float(np.mean(list(map(len, answers))))
+
+
+def in_deviations(known):
+    """A function that tells values as so many standard deviations above the mean of the known ones."""
+    mean, deviation = known.mean(), known.std() + 1e-9
+    return lambda values: (values - mean) / deviation
+
+
 class Scale:
     """What tuned models are measured by: the instruct model's own answers to the held-out questions, four to each.
-    Rewards are told as so many standard deviations above the mean of the first ones.
+    Rewards are told in standard deviations above the mean of the first ones.
+
+    proxy(questions, answers): by the reward model, (batch,). true(scores): the mean by the annotator's scores.
     """
 
     def __init__(self, assistant, reward_model):
         a = self.assistant = assistant
         self.prompts = a.prompts(a.training)
-        self.proxy_of = lambda *asked: a.evaluate(rlhf.rewards, reward_model, *asked)
         self.answers = [a.answers(a.params, a.held_out) for _ in range(4)]
         self.scores = [a.judge(a.held_out, answers) for answers in self.answers]
-        rewards = self.proxy_of(a.held_out, self.answers[0]), self.scores[0]
-        self.proxy_scale, self.true_scale = ((r.mean(), r.std() + 1e-9) for r in rewards)
-
-    def proxy(self, questions, answers):
-        """Rewards by the reward model, (batch,)."""
-        mean, deviation = self.proxy_scale
-        return (self.proxy_of(questions, answers) - mean) / deviation
-
-    def true(self, scores):
-        """The mean reward by the annotator's scores."""
-        mean, deviation = self.true_scale
-        return float((scores.mean() - mean) / deviation)
+        rewards = lambda *asked: a.evaluate(rlhf.rewards, reward_model, *asked)
+        proxy, true = in_deviations(rewards(a.held_out, self.answers[0])), in_deviations(self.scores[0])
+        self.proxy = lambda *asked: proxy(rewards(*asked))
+        self.true = lambda scores: float(true(scores).mean())
 
     def measure(self, policy):
         """What summary.json says of a tuned policy, by its answers to the held-out questions."""
@@ -85,21 +91,13 @@ class Scale:
         mine = a.answers(policy, a.held_out)
         scores = a.judge(a.held_out, mine)
         log_p, ref_log_p = (a.evaluate(rlhf.log_likelihoods, p, a.held_out, mine) for p in (policy, a.params))
-        rate, interval = win_rate(scores, self.scores[0])
         matched = at_matched_length(mine, scores, self.answers, self.scores)
-        matched_rate, matched_interval = win_rate(*matched)
-        return {
-            "win_rate": rate,
-            "win_rate_95": interval,
-            "win_rate_noticeable": win_rate(scores, self.scores[0], NOTICEABLE)[0],
-            "win_rate_at_matched_length": matched_rate,
-            "win_rate_at_matched_length_95": matched_interval,
-            "matched_answers": len(matched[0]),
-            "kl": float((log_p - ref_log_p).mean()),
-            "answer_length": float(np.mean(list(map(len, mine)))),
-            "true_reward": self.true(scores),
-            "proxy_reward": float(self.proxy(a.held_out, mine).mean()),
-        }
+        found = {"matched_answers": len(matched[0]), "kl": float((log_p - ref_log_p).mean())}
+        found |= {"answer_length": mean_length(mine), "true_reward": self.true(scores)}
+        found |= {"proxy_reward": float(self.proxy(a.held_out, mine).mean())}
+        for name, pair in {"win_rate": (scores, self.scores[0]), "win_rate_at_matched_length": matched}.items():
+            found[name], found[f"{name}_95"] = win_rate(*pair)
+        return found | {"win_rate_noticeable": win_rate(scores, self.scores[0], NOTICEABLE)[0]}
 
 
 def reinforced(method, scale, progress, beta=kl_control, lr=6e-4, **options):
@@ -154,7 +152,7 @@ def chain(assistant, folder, seconds, seed):
 
     print("\n5. tuning the assistant on the reward, or on the comparisons, for the same time each", flush=True)
     summary = {"reward_model_accuracy": right, "reward_model_accuracy_noisy": noisily, "methods": {}}
-    summary["answer_length"] = float(np.mean(list(map(len, scale.answers[0]))))
+    summary["answer_length"] = mean_length(scale.answers[0])
     each = left(0.18)
     methods = {
         "ppo": lambda progress: reinforced(rlhf.ppo, scale, progress, **options),
@@ -170,11 +168,10 @@ def chain(assistant, folder, seconds, seed):
 
     print("\n6. over-optimisation: no penalty for going far from the instruct model", flush=True)
     _, history, _ = reinforced(rlhf.grpo, scale, clock("no penalty", each), lambda kl: 0.0, 1.5e-3, **options)
-    summary["over_optimisation"] = []
-    for h in history:
-        true = scale.true(a.judge([a.training[i] for i in h["which"]], h["answers"]))
-        point = {"kl": float(h["kl"]), "proxy_reward": float(h["reward"]), "true_reward": true}
-        summary["over_optimisation"].append(point)
+    judged = lambda h: scale.true(a.judge([a.training[i] for i in h["which"]], h["answers"]))
+    summary["over_optimisation"] = [
+        {"kl": float(h["kl"]), "proxy_reward": float(h["reward"]), "true_reward": judged(h)} for h in history
+    ]
     draw(summary, os.path.join(folder, "overoptimisation.png"))
     text = json.dumps(summary, indent=2) + "\n"
     replace(os.path.join(folder, "summary.json"), lambda new: write_text(new, text))
@@ -205,25 +202,16 @@ def show(a, folder, summary):
 
 def draw(summary, path):
     """True and proxy reward against √KL (Gao et al. 2022, figure 1)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     curve, root = summary["over_optimisation"], lambda point: max(0.0, point["kl"]) ** 0.5
-    for name, label, colour in ("proxy_reward", "reward model", "C1"), ("true_reward", "annotator", "C0"):
-        y = [point[name] for point in curve]
-        axes.plot(list(map(root, curve)), y, color=colour, label=f"{label}, without a KL penalty")
-        for (method, m), marker in zip(summary["methods"].items(), "os^"):
-            axes.plot(root(m), m[name], marker, color=colour)
-            axes.annotate(method, (root(m), m[name]), textcoords="offset points", xytext=(6, -4))
-    axes.set(xlabel="√KL from the instruct model (nats an answer)", ylabel="reward (standard deviations)")
-    axes.set(title="Over-optimisation of a reward model")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with figure(path, size=(7, 4.5)) as axes:
+        for name, label, colour in ("proxy_reward", "reward model", "C1"), ("true_reward", "annotator", "C0"):
+            y = [point[name] for point in curve]
+            axes.plot(list(map(root, curve)), y, color=colour, label=f"{label}, without a KL penalty")
+            for (method, m), marker in zip(summary["methods"].items(), "os^"):
+                axes.plot(root(m), m[name], marker, color=colour)
+                axes.annotate(method, (root(m), m[name]), textcoords="offset points", xytext=(6, -4))
+        axes.set(xlabel="√KL from the instruct model (nats an answer)", ylabel="reward (standard deviations)")
+        axes.set(title="Over-optimisation of a reward model")
 
 
 def learn_from_human(assistant, folder, seconds, seed):
@@ -252,34 +240,36 @@ def learn_from_human(assistant, folder, seconds, seed):
     print(f"talk to it: python model.py --load {os.path.join(folder, 'human')} --chat")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the experiment is told."""
+
+    init: str | None = option(None, "a model of train.py, fine-tuned or not; a new one if not given", metavar="DIR")
+    out: str | None = option(None, "folder of all results; a new one under runs/ if not given", metavar="DIR")
+    minutes: float = option(7.2, "time for all of it", above=0)
+    human: bool = option(False, "compare answers yourself, and learn from that")
+    threads: int | None = option(None, "all cores if not given", least=1)
+    seed: int = option(0, "of all that is drawn", least=0)
+
+
 def main(argv=None):
-    parser = cli.Parser(description="From a language model to an assistant tuned by feedback: PPO, DPO and GRPO.")
-    parser.add_argument("--init", metavar="DIR", help="a model of train.py, fine-tuned or not; a new one if not given")
-    parser.add_argument("--out", metavar="DIR", help="folder of all results; a new one under runs/ if not given")
-    parser.add_argument("--minutes", type=float, default=7.2, help="time for all of it (default 7.2)")
-    parser.add_argument("--human", action="store_true", help="compare answers yourself, and learn from that")
-    parser.add_argument("--threads", type=int, help="all cores if not given")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if not 0 < args.minutes < float("inf"):
-        parser.error("--minutes must be more than 0")
-    if args.threads is not None and args.threads < 1 or args.seed < 0:
-        parser.error("--threads must be at least 1, and --seed at least 0")
-    if args.init is not None:
-        checkpoint.existing(args.init)
-    began, folder = perf_counter(), args.out or runs.new_folder()
-    going_on = args.human and os.path.exists(os.path.join(folder, "comparisons.jsonl"))
+    purpose = "From a language model to an assistant tuned by feedback: PPO, DPO and GRPO."
+    s = cli.settings(Settings, argv, purpose)
+    if s.init is not None:
+        checkpoint.existing(s.init)
+    began, folder = perf_counter(), s.out or runs.new_folder()
+    going_on = s.human and os.path.exists(os.path.join(folder, "comparisons.jsonl"))
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)) and not going_on:
         raise ValueError(f"{folder} holds something already: name another --out")
-    threads = args.threads or (cores() if xp is np else 1)
+    threads = s.threads or (cores() if xp is np else 1)
     instruct = os.path.join(folder, "instruct")
     if not (going_on and os.path.exists(os.path.join(instruct, "model.safetensors"))):
-        if going_on and not args.init:
+        if going_on and not s.init:
             raise ValueError(f"{folder} was begun with a model of --init: name it again")
-        instruct = prepare(args.init, folder, args.minutes, args.seed, threads)
+        instruct = prepare(s.init, folder, s.minutes, s.seed, threads)
     os.makedirs(folder, exist_ok=True)
     with thread_pool(threads) as pool:
-        assistant = Assistant(instruct, args.seed, pool.map)
-        if args.human:
-            return learn_from_human(assistant, folder, 0.1 * 60 * args.minutes, args.seed)
-        chain(assistant, folder, 60 * args.minutes - (perf_counter() - began), args.seed)
+        assistant = Assistant(instruct, s.seed, pool.map)
+        if s.human:
+            return learn_from_human(assistant, folder, 0.1 * 60 * s.minutes, s.seed)
+        chain(assistant, folder, 60 * s.minutes - (perf_counter() - began), s.seed)

@@ -2,71 +2,76 @@
 
 import os
 import sys
+from dataclasses import dataclass
 
 import bpe
 import finetune
 from architectures import ARCHITECTURES, costs
 from engine import cli, np
+from engine.cli import option
 from model import fill, generate, load
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What to say, and how the model draws its answer."""
+
+    load: str | None = option(None, "checkpoint folder", metavar="DIR")
+    prompt: str | None = option(None, "the text to continue, or with <mask> for each gap to fill", metavar="TEXT")
+    chat: bool = option(False, "talk, a line at a time, until an empty line")
+    system: str | None = option(None, "what a chat begins with: how the assistant should be", metavar="TEXT")
+    max_new_tokens: int | None = option(None, "200, or what fits, if not given", least=1)
+    temperature: float = option(0.8, "0 takes the likeliest token", least=0)
+    top_k: int | None = option(None, "draw from the K likeliest tokens", least=1, metavar="K")
+    top_p: float = option(0.95, "draw from the likeliest tokens that have probability P", above=0, most=1, metavar="P")
+    seed: int = option(0, "the same seed draws the same tokens", least=0)
+
+
 def main(argv=None):
-    parser = cli.Parser(description="Continue a text with a trained model, talk to it, or print the architectures.")
-    parser.add_argument("--load", metavar="DIR", help="checkpoint folder")
-    parser.add_argument("--prompt", metavar="TEXT", help="the text to continue, or with <mask> for each gap to fill")
-    parser.add_argument("--chat", action="store_true", help="talk, a line at a time, until an empty line")
-    parser.add_argument("--system", metavar="TEXT", help="what a chat begins with: how the assistant should be")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="200, or what fits, if not given")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
-    parser.add_argument("--top-k", type=int, metavar="K")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if (args.load is None) != (args.prompt is None and not args.chat):
-        parser.error("--load goes together with --prompt or --chat")
-    if args.prompt is not None and args.chat:
-        parser.error("--prompt continues a text and --chat converses: name one of them")
-    if args.system is not None and not args.chat:
-        parser.error("--system begins a --chat")
-    if args.load is None:
+    purpose = "Continue a text with a trained model, talk to it, or print the architectures."
+    s = cli.settings(Settings, argv, purpose)
+    if (s.load is None) != (s.prompt is None and not s.chat):
+        raise ValueError("--load goes together with --prompt or --chat")
+    if s.prompt is not None and s.chat:
+        raise ValueError("--prompt continues a text and --chat converses: name one of them")
+    if s.system is not None and not s.chat:
+        raise ValueError("--system begins a --chat")
+    if s.load is None:
         return describe()
-    for name, wrong in {
-        "max-new-tokens": args.max_new_tokens is not None and args.max_new_tokens < 1,
-        "temperature": not 0 <= args.temperature < float("inf"),
-        "top-k": args.top_k is not None and args.top_k < 1,
-        "top-p": not 0 < args.top_p <= 1,
-    }.items():
-        if wrong:
-            parser.error(f"--{name} is out of its range")
-    params, config = load(args.load)
-    tokenizer = bpe.load(os.path.join(args.load, "tokenizer.json"))
+    params, config = load(s.load)
+    tokenizer = bpe.load(os.path.join(s.load, "tokenizer.json"))
     stop = [] if config.eos_token_id is None else list(np.atleast_1d(config.eos_token_id))
-    rng, window = np.random.default_rng(args.seed), config.max_position_embeddings
+    rng, window = np.random.default_rng(s.seed), config.max_position_embeddings
 
     def answer(ids):
         """Prints the continuation as it comes, and returns it."""
-        length = args.max_new_tokens or max(1, min(200, window - len(ids)))
-        drawing = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "rng": rng}
-        tokens, text = generate(params, config, ids, length, stop=stop, **drawing), ""
-        for piece in tokenizer.stream(token for token in tokens if token not in stop):
-            print(piece, end="", flush=True)
-            text += piece
-        print()
-        return text
+        length = s.max_new_tokens or max(1, min(200, window - len(ids)))
+        drawing = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "rng": rng}
+        return spoken(tokenizer, generate(params, config, ids, length, stop=stop, **drawing), stop)
 
-    if args.chat and (args.max_new_tokens or 0) >= window:
-        parser.error(f"--max-new-tokens must be below the {window} tokens that the model sees at once")
-    if args.chat:
-        return converse(tokenizer, answer, stop, window - (args.max_new_tokens or min(200, window // 2)), args.system)
-    ids = tokenizer.encode(args.prompt, allow_special=True)
+    if s.chat:
+        if (s.max_new_tokens or 0) >= window:
+            raise ValueError(f"--max-new-tokens must be below the {window} tokens that the model sees at once")
+        return converse(tokenizer, answer, stop, window - (s.max_new_tokens or min(200, window // 2)), s.system)
+    ids = tokenizer.encode(s.prompt, allow_special=True)
     if not config.causal:
         if "<mask>" not in tokenizer.special:
-            raise ValueError(f"{args.load} fills gaps, but its tokenizer has no <mask>")
+            raise ValueError(f"{s.load} fills gaps, but its tokenizer has no <mask>")
         return print(tokenizer.decode(fill(params, config, ids, tokenizer.special["<mask>"])))
     if ids[: len(tokenizer.bos)] != tokenizer.bos:
         ids = tokenizer.bos + ids
-    print(args.prompt, end="", flush=True)
+    print(s.prompt, end="", flush=True)
     answer(ids)
+
+
+def spoken(tokenizer, tokens, stop):
+    """Prints tokens as they come, but for those in `stop`, and returns their text."""
+    text = ""
+    for piece in tokenizer.stream(token for token in tokens if token not in stop):
+        print(piece, end="", flush=True)
+        text += piece
+    print()
+    return text
 
 
 def converse(tokenizer, answer, stop, room, system=None):
