@@ -18,13 +18,13 @@ from functools import lru_cache
 
 import numpy as np
 
-import bpe
 import finetune
 import model
 from engine import corpus
 from engine.batches import as_rows, copied, evaluate
 from engine.files import json_lines, read_text
 from evals import proportion
+from lab import talk
 from rlhf import sample_answers
 
 DESTRUCTIVE = """abort clear close delete destroy discard drop erase flush kill overwrite purge remove reset shutdown
@@ -98,9 +98,8 @@ class Assistant:
     """The instruct model, and the questions it is asked: training and held_out, [(name, answer, docstring)] each."""
 
     def __init__(self, folder, seed, parallel_map):
-        params, self.config = model.load(folder, mapped=False)
+        params, self.config, self.tokenizer, _ = talk.opened(folder, mapped=False)
         self.params, self.parallel_map = copied(params), parallel_map
-        self.tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
         self.end, self.rng = finetune.end_token(self.tokenizer), np.random.default_rng(seed)
         training, _, test = corpus.split_questions()
         self.training, self.held_out = ([part[i] for i in self.rng.permutation(len(part))] for part in (training, test))

@@ -6,11 +6,10 @@ import os
 import sys
 import types
 
-import bpe
 import finetune
 import model
 from engine import cli, np, xp
-from lab import tasks
+from lab import talk, tasks
 from lab.demo_evals import demo
 
 
@@ -22,13 +21,11 @@ def connect(folder):
     loglikelihood(context, text) -> log p of the text after the context, in nats.
     windows(text, limit) -> (nats, tokens, bytes) of each stretch of a text as long as the context, 1024 at most.
     """
-    params, config = model.load(folder)
-    tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
+    params, config, tokenizer, ends = talk.opened(folder)
     context = config.max_position_embeddings
     if not config.causal:
         raise ValueError(f"{folder}: this model was trained to fill gaps and cannot continue a text")
     chats = finetune.has_format(tokenizer)
-    ends = [] if config.eos_token_id is None else list(np.atleast_1d(config.eos_token_id))
     ends += [finetune.end_token(tokenizer)] if chats else []
 
     def answers(prompt, task, draws, length, rng):

@@ -7,19 +7,23 @@ import json
 import math
 import os
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
-import bpe
 import cot
 import finetune
 import model
 from cot import answer_in, sample
 from engine import cli
+from engine.cli import option
+from engine.figure import figure
+from engine.files import write_text
 from engine.progress import clock
 from engine.runs import keep_freed_memory
 from engine.threads import cores, thread_pool
 from evals import proportion
+from lab import talk
 
 N = 8  # chains a problem
 WAYS = {"direct": "at once", "cot": "in steps", "sampled": "sampled"}  # name in summary.json: name on paper
@@ -97,26 +101,21 @@ def percent(share, interval):
 
 def draw(tables, path):
     """Accuracy and tokens thought against difficulty, a column for each task."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * len(tables), 6.4), layout="constrained")
-    axes = figure.subplots(2, len(tables), sharex="col")
-    for (task, table), (above, below) in zip(tables.items(), axes.T):
-        x = table["difficulty"]
-        for way, name in WAYS.items():
-            low, high = 100 * np.array(table[f"{way}_95"]).T
-            (line,) = above.plot(x, 100 * np.array(table[way]), "o-", markersize=4, label=name)
-            above.fill_between(x, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
-        above.plot(x, 100 * np.array(table["chance"]), ":", color="grey", label="chance")
-        above.set(title=task, ylim=(-3, 103))
-        below.plot(x, table["tokens_direct"], "o-", x, table["tokens_cot"], "o-", markersize=4)
-        below.set(xlabel={"addition": "digits", "permutations": "swaps", "stories": "sentences"}[task], ylim=(0, None))
-        for axis in above, below:
-            axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("right answers (%)")
-    axes[1, 0].set_ylabel("tokens written")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    figure.savefig(path, dpi=120)
+    size, harder = (4.2 * len(tables), 6.4), {"addition": "digits", "permutations": "swaps", "stories": "sentences"}
+    with figure(path, 2, len(tables), size, legends=False, sharex="col") as axes:
+        for (task, table), (above, below) in zip(tables.items(), axes.T):
+            x = table["difficulty"]
+            for way, name in WAYS.items():
+                low, high = 100 * np.array(table[f"{way}_95"]).T
+                (line,) = above.plot(x, 100 * np.array(table[way]), "o-", markersize=4, label=name)
+                above.fill_between(x, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
+            above.plot(x, 100 * np.array(table["chance"]), ":", color="grey", label="chance")
+            above.set(title=task, ylim=(-3, 103))
+            below.plot(x, table["tokens_direct"], "o-", x, table["tokens_cot"], "o-", markersize=4)
+            below.set(xlabel=harder[task], ylim=(0, None))
+        axes[0, 0].set_ylabel("right answers (%)")
+        axes[1, 0].set_ylabel("tokens written")
+        axes[0, 0].figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
 
 
 def save(folder, params):
@@ -183,9 +182,7 @@ def experiment(folder, minutes, seed):
             print(f"\n{problem.question}{cot.TOKENIZER.decode(ids[:-1])}   (right: {problem.answer})\n")
         summary["grpo"] = improved(folder, seconds, seed, 2 * size, pool.map)
     path = os.path.join(folder, "summary.json")
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=1)
-    os.makedirs("figures", exist_ok=True)
+    write_text(path, json.dumps(summary, indent=1))
     draw(summary["tasks"], "figures/cot.png")
     print(f"\nfigures/cot.png\n{path}")
     print(f"try one: python model.py --load {os.path.join(folder, 'addition-cot')} --prompt '27+58?' --temperature 0")
@@ -193,9 +190,7 @@ def experiment(folder, minutes, seed):
 
 def zero_shot(folder, question, max_new_tokens=300):
     """Asks a published chat model, then tells it to think step by step too, which is enough (Kojima et al. 2022)."""
-    params, config = model.load(folder)
-    tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
-    ends = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
+    params, config, tokenizer, ends = talk.opened(folder)
     stop = [finetune.end_token(tokenizer), *ends]
     for suffix in "", "\nLet's think step by step.":
         ids = finetune.prompt(tokenizer, [{"role": "user", "content": question + suffix}])
@@ -203,26 +198,25 @@ def zero_shot(folder, question, max_new_tokens=300):
         if room < 1:
             raise ValueError(f"a question of {len(ids)} tokens leaves no room for an answer")
         print(f"> {question}{suffix}")
-        answer = model.generate(params, config, ids, min(room, max_new_tokens), stop=stop)
-        for piece in tokenizer.stream(token for token in answer if token not in stop):
-            print(piece, end="", flush=True)
-        print("\n")
+        talk.spoken(tokenizer, model.generate(params, config, ids, min(room, max_new_tokens), stop=stop), stop)
+        print()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the experiment is told, or what a published model is asked."""
+
+    out: str = option("runs/cot", "folder of models and summary.json", metavar="DIR")
+    minutes: float = option(7.0, "for all of it, about", above=0)
+    seed: int = option(0, "of all that is drawn", least=0)
+    load: str | None = option(None, "a chat model to ask instead", metavar="DIR")
+    question: str | None = option(None, "what to ask it", metavar="TEXT")
 
 
 def main(argv=None):
-    parser = cli.Parser(description="Chain of thought: train small models to reason, or prompt a published one.")
-    parser.add_argument("--out", metavar="DIR", default="runs/cot", help="folder of models and summary.json (runs/cot)")
-    parser.add_argument("--minutes", type=float, default=7.0, metavar="N", help="for all of it, about (7)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--load", metavar="DIR", help="a chat model to ask instead")
-    parser.add_argument("--question", metavar="TEXT", help="what to ask it")
-    args = parser.parse_args(argv)
-    if (args.load is None) != (args.question is None):
-        parser.error("--load and --question go together")
-    if not 0 < args.minutes < math.inf:
-        parser.error("--minutes must be more than 0")
-    if args.seed < 0:
-        parser.error("--seed must be at least 0")
-    if args.load is not None:
-        return zero_shot(args.load, args.question)
-    experiment(args.out, args.minutes, args.seed)
+    s = cli.settings(Settings, argv, "Chain of thought: train small models to reason, or prompt a published one.")
+    if (s.load is None) != (s.question is None):
+        raise ValueError("--load and --question go together")
+    if s.load is not None:
+        return zero_shot(s.load, s.question)
+    experiment(s.out, s.minutes, s.seed)

@@ -38,9 +38,7 @@ def main(argv=None):
         raise ValueError("--system begins a --chat")
     if s.load is None:
         return describe()
-    params, config = load(s.load)
-    tokenizer = bpe.load(os.path.join(s.load, "tokenizer.json"))
-    stop = [] if config.eos_token_id is None else list(np.atleast_1d(config.eos_token_id))
+    params, config, tokenizer, stop = opened(s.load)
     rng, window = np.random.default_rng(s.seed), config.max_position_embeddings
 
     def answer(ids):
@@ -62,6 +60,16 @@ def main(argv=None):
         ids = tokenizer.bos + ids
     print(s.prompt, end="", flush=True)
     answer(ids)
+
+
+def opened(folder, **how):
+    """The model of a checkpoint folder: params, config, tokenizer, and the ids that end its answers, a list.
+
+    how: as of `model.load`.
+    """
+    params, config = load(folder, **how)
+    ends = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
+    return params, config, bpe.load(os.path.join(folder, "tokenizer.json")), ends
 
 
 def spoken(tokenizer, tokens, stop):
