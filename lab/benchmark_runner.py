@@ -1,14 +1,15 @@
 """The command line of evals.py: a checkpoint folder is asked a benchmark, and a table of its measures comes out."""
 
 import json
-import math
 import os
-import sys
 import types
+from dataclasses import dataclass
 
 import finetune
 import model
 from engine import cli, np, xp
+from engine.cli import option
+from engine.files import write_text
 from lab import talk, tasks
 from lab.demo_evals import demo
 
@@ -48,9 +49,8 @@ def connect(folder):
         return texts
 
     def nats(ids, given):  # of the tokens from `given` on
-        targets = [-100] * (given - 1) + ids[given:]
-        value, _ = model.loss(params, config, xp.asarray([ids[:-1]]), xp.asarray([targets]))
-        return float(value) * (len(ids) - given)
+        log_p, _ = model.log_likelihood(params, config, xp.asarray([ids[:-1]]), xp.asarray([ids[1:]]))
+        return -float(log_p[0, given - 1 :].sum())
 
     def loglikelihood(before, text):
         before, text = tokenizer.bos + tokenizer.encode(before), tokenizer.encode(text)
@@ -65,20 +65,39 @@ def connect(folder):
     return types.SimpleNamespace(answers=answers, loglikelihood=loglikelihood, windows=windows)
 
 
-def evaluate(args, bar):
-    """(measures, items, notes) of args.task, with the model in args.load. bar: counts the prompts."""
-    task, rng = tasks.TASKS[args.task], np.random.default_rng(args.seed)
-    path = args.file or os.path.join(tasks.SAMPLES, task.sample)
-    content, too_long, images = task.read(path), [], 0  # before the model, which may take minutes
-    if args.task == "hle":
+@dataclass(frozen=True)
+class Settings:
+    """What is asked, of which model, and how."""
+
+    load: str | None = option(None, "checkpoint folder (arena needs none)", metavar="DIR")
+    task: str | None = option(None, "the benchmark", choices=list(tasks.TASKS))
+    file: str | None = option(None, "in the benchmark's own format; a sample of ours if not given", metavar="F")
+    samples: int = option(1, "humaneval: programs drawn for a problem", least=1)
+    unconfined: bool = option(
+        False, "humaneval: run programs even where the kernel cannot keep them from your files and network"
+    )
+    temperature: float | None = option(None, "0 if not given, 0.8 for several answers", least=0, metavar="T")
+    max_new_tokens: int | None = option(None, "longest answer", least=1)
+    limit: int | None = option(None, "only the first N items", least=1)
+    anchor: str | None = option(None, "arena: the model rated 1000, instead of the mean", metavar="MODEL")
+    seed: int = option(0, "of all that is drawn", least=0)
+    out: str | None = option(None, "write measures and every item to a JSON file", metavar="FILE")
+
+
+def evaluate(s, bar):
+    """(measures, items, notes) of s.task, with the model in s.load. bar: counts the prompts."""
+    task, rng = tasks.TASKS[s.task], np.random.default_rng(s.seed)
+    path = s.file or os.path.join(tasks.SAMPLES, task.sample)
+    content, images, too_long = task.read(path), 0, []  # before the model, which may take minutes
+    if s.task == "hle":
         content, images = content
-    items = content[: args.limit]
-    if args.task == "arena":
+    items = content[: s.limit]
+    if s.task == "arena":
         try:
-            return *tasks.score_arena(items, args.anchor, rng), [f"{len(items):,} votes"]
+            return *tasks.score_arena(items, s.anchor, rng), [f"{len(items):,} votes"]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    known = connect(args.load)
+    known = connect(s.load)
 
     def counted(answer):
         too_long.append(answer is None)
@@ -86,74 +105,50 @@ def evaluate(args, bar):
         return answer
 
     def ask(prompt):  # of two answers to a puzzle the first is the likeliest
-        n, arc, temperature = args.samples, args.task == "arc", args.temperature
-        temperature = (0.8 if arc or n > 1 else 0.0) if temperature is None else temperature
-        draws = [(1, 0.0)] * arc + [(n, temperature)]
-        return counted(known.answers(prompt, task, draws, args.max_new_tokens or task.length, rng))
+        arc, temperature = s.task == "arc", s.temperature
+        temperature = (0.8 if arc or s.samples > 1 else 0.0) if temperature is None else temperature
+        draws = [(1, 0.0)] * arc + [(s.samples, temperature)]
+        return counted(known.answers(prompt, task, draws, s.max_new_tokens or task.length, rng))
 
-    if args.task == "text":
-        if not (windows := known.windows(content, args.limit)):
+    if s.task == "text":
+        if not (windows := known.windows(content, s.limit)):
             raise ValueError(f"{path} is empty, or a single token")
         measures, items = tasks.score_text(windows, rng)
-    elif args.task == "choice":
+    elif s.task == "choice":
         measures, items = tasks.score_choice(items, lambda *texts: counted(known.loglikelihood(*texts)))
-    elif args.task == "humaneval":
-        ks = [k for k in (1, 10, 100) if k <= args.samples]
-        measures, items = tasks.score_humaneval(items, ask, ks, args.unconfined)
+    elif s.task == "humaneval":
+        ks = [k for k in (1, 10, 100) if k <= s.samples]
+        measures, items = tasks.score_humaneval(items, ask, ks, s.unconfined)
     else:
-        measures, items = {"arc": tasks.score_arc, "hle": tasks.score_hle}[args.task](items, ask)
+        measures, items = {"arc": tasks.score_arc, "hle": tasks.score_hle}[s.task](items, ask)
     notes = [f"{len(items)} items"] + [f"{images} questions with an image are left out"] * bool(images)
     if any(too_long):
         notes += [f"{sum(too_long)} of {len(too_long)} prompts do not fit into the context window, and count as wrong"]
     return measures, items, notes
 
 
-def arguments(argv):
-    """The checked command line, with a task or, where there are no options at all, with none."""
-    parser = cli.Parser(description="Score a model folder, or votes, on a benchmark; without options, a demo.")
-    add = parser.add_argument
-    add("--load", metavar="DIR", help="checkpoint folder (arena needs none)")
-    add("--task", choices=list(tasks.TASKS))
-    add("--file", metavar="F", help="in the benchmark's own format; a sample of ours if not given")
-    add("--samples", type=int, default=1, metavar="N", help="humaneval: programs drawn for a problem")
-    anyway = "humaneval: run programs even where the kernel cannot keep them from your files and network"
-    add("--unconfined", action="store_true", help=anyway)
-    add("--temperature", type=float, metavar="T", help="0 if not given, 0.8 for several answers")
-    add("--max-new-tokens", type=int, metavar="N", help="longest answer")
-    add("--limit", type=int, metavar="N", help="only the first N items")
-    add("--anchor", metavar="MODEL", help="arena: the model rated 1000, instead of the mean")
-    add("--seed", type=int, default=0)
-    add("--out", metavar="FILE", help="write measures and every item to a JSON file")
-    args = parser.parse_args(argv)
-    if args.task is None and (sys.argv[1:] if argv is None else argv):
-        parser.error("--task is needed")
-    if args.load is None and args.task not in (None, "arena"):
-        parser.error(f"--task {args.task} needs --load")
-    below = math.inf if args.task == "humaneval" else 2
-    for name, least in ("samples", 1), ("temperature", 0), ("max_new_tokens", 1), ("limit", 1), ("seed", 0):
-        value = getattr(args, name)
-        if value is not None and not least <= value < (below if name == "samples" else math.inf):
-            parser.error(f"--{name.replace('_', '-')} is out of its range")
-    return args
-
-
 def main(argv=None):
     from tqdm import tqdm
 
-    args = arguments(argv)
-    if args.task is None:
+    s = cli.settings(Settings, argv, "Score a model folder, or votes, on a benchmark; without options, a demo.")
+    if s == Settings():
         return demo()
-    if args.out:
-        new = not os.path.exists(args.out)
-        open(args.out, "a").close()  # says now, not after all the work, where it cannot be written
+    if s.task is None:
+        raise ValueError("--task is needed")
+    if s.load is None and s.task != "arena":
+        raise ValueError(f"--task {s.task} needs --load")
+    if s.samples > 1 and s.task != "humaneval":
+        raise ValueError("--samples is for --task humaneval")
+    if s.out:
+        new = not os.path.exists(s.out)
+        open(s.out, "a").close()  # says now, not after all the work, where it cannot be written
         if new:
-            os.remove(args.out)  # a run that fails leaves nothing
+            os.remove(s.out)  # a run that fails leaves nothing
     with tqdm(unit=" prompts", leave=False, disable=None) as bar:  # gone before anything is said
-        measures, items, notes = evaluate(args, bar)
-    tasks.table(measures, args.task)
+        measures, items, notes = evaluate(s, bar)
+    tasks.table(measures, s.task)
     print("; ".join(notes))
-    if args.out:
+    if s.out:
         result = {name: dict(zip(("value", "low", "high"), numbers)) for name, numbers in measures.items()}
-        text = json.dumps({"task": args.task, "measures": result, "notes": notes, "items": items}, indent=1)
-        with open(args.out, "w", encoding="utf-8") as file:
-            file.write(text)
+        content = {"task": s.task, "measures": result, "notes": notes, "items": items}
+        write_text(s.out, json.dumps(content, indent=1))
