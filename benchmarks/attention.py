@@ -11,22 +11,20 @@ Without a GPU on which they run, --gpu says so and ends; the tests run the kerne
 
 import os
 import sys
-import tracemalloc
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
 if "--gpu" not in sys.argv:
     os.environ["BACKEND"] = "numpy"
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from turns import compare, demand, header, installed, options, row, seconds
+from turns import compare, demand, header, installed, options, row
 
 import masks
 from attention import attention, flash_attention
 from engine import flash_cuda, xp
+from lab.measure import peak_bytes, seconds
 
 LONGEST = 16384
 CASES = (4, 64, 2048), (2, 64, 8192), (1, 32, 16384), (1, 64, 16384), (1, 128, 16384), (4, 64, 16384)  # heads, dim, n
@@ -80,36 +78,27 @@ def largest_difference(named, dy):
     return np.max([np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs], initial=0.0)
 
 
-def peak(function, *arguments):
-    tracemalloc.start()
-    function(*arguments)
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return most / 2**20
-
-
 def on_a_cpu(args):
-    peer = installed("torch")
+    peer, scaled = installed("torch"), lambda n: n * args.longest // LONGEST
     title = "attention, forward and backward: heads, size, tokens"
     print(header(title, "largest difference", "ours, s", *["PyTorch, s", "times as fast"] * peer), flush=True)
     for heads, dim, n in CASES:
-        n = n * args.longest // LONGEST
+        n = scaled(n)
         q, k, v, dy = random(np.float32, *[(1, heads, n, dim)] * 4)
         named, last = sides(flash_attention, q, k, v, dy, peer=peer), np.s_[:, :, -256:]
         ends = sides(flash_attention, q[last], k, v, dy[last], textbook=True)
         error = np.maximum(largest_difference(named, dy), largest_difference(ends, dy[last]))
         demand(error < 1e-4, f"{heads}, {dim}, {n:,}: values or gradients differ by {error:.1e}")
-        timed = {name: lambda attend=attend: seconds(passes, attend, dy) for name, attend in named.items()}
-        times, ratios = compare(timed, args.turns)
+        times, ratios = compare({name: partial(seconds, passes, named[name], dy) for name in named}, args.turns)
         cells = [f"{time:.3f}" for time in times.values()] + [f"{ratio:.2f}" for ratio in ratios.values()]
         print(row(f"{heads}, {dim}, {n:,}", f"{error:.1e}", *cells), flush=True)
 
     print(f"\n{header('memory of one head of 64, MB', 'tokens', 'peak')}")
-    for name, n in ("flash", 8192), ("flash", 16384), ("full", 8192):
-        n = n * args.longest // LONGEST
+    for name, side, n in ("flash", "ours", 8192), ("flash", "ours", 16384), ("full", "textbook", 8192):
+        n = scaled(n)
         q, k, v, dy = random(np.float32, *[(1, 1, n, 64)] * 4)
-        attend = sides(flash_attention, q, k, v, dy, textbook=True)["ours" if name == "flash" else "textbook"]
-        print(row(name, f"{n:,}", f"{peak(passes, attend, dy):,.1f}"))
+        attend = sides(flash_attention, q, k, v, dy, textbook=True)[side]
+        print(row(name, f"{n:,}", f"{peak_bytes(passes, attend, dy) / 2**20:,.1f}"))
 
 
 # --- on a GPU ---
@@ -145,17 +134,15 @@ def case(dtype, dim, causal, n, args, peer, measure=milliseconds):
     """A row for each pass and each of the other sides. measure: a function's milliseconds."""
     batch = max(1, args.tokens // n)
     q, k, v, dy = random(dtype, *[(batch, HEADS, n, dim)] * 4)
-    fits = (
-        dtype == np.float32 and batch * n * n * HEADS * 4 < 5e9
-    )  # bytes of a matrix of scores, of which there are some
+    fits = dtype == np.float32 and 4 * batch * n * n * HEADS < 5e9  # bytes of a matrix of scores, one of several
     flash = partial(flash_cuda.flash_attention, mask=masks.causal if causal else None)
     named = sides(flash, q, k, v, dy, causal, peer and dtype == np.float16, fits)
-    both = {name: lambda attend=attend: passes(attend, dy) for name, attend in named.items()}
+    both = {name: partial(passes, attend, dy) for name, attend in named.items()}
     # two products forward, five backward, as the papers count; half of the scores if causal
     for name, functions, products in ("forward", named, 2), ("forward + backward", both, 7):
         for function in functions.values():  # compiled, and memory taken
             function(), function()
-        times, ratios = compare({side: lambda f=f: measure(f) for side, f in functions.items()}, args.turns)
+        times, ratios = compare({side: partial(measure, function) for side, function in functions.items()}, args.turns)
         speed = 2 * products * batch * HEADS * n * n * dim / (2 if causal else 1) / times["ours"] / 1e9
         cells = [dtype.__name__, dim, f"{n:,}", causal, name, f"{times['ours']:.3f}", f"{speed:.1f}"]
         for others in [[side, f"{ratio:.2f}"] for side, ratio in ratios.items()] or [["", ""]]:

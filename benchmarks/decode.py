@@ -9,7 +9,6 @@ our side is compared with a forward pass over the whole text, without a cache, a
 """
 
 import os
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,26 +16,21 @@ from pathlib import Path
 import numpy as np
 
 os.environ["BACKEND"] = "numpy"  # both sides on the CPU
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from train_step import llama
 from turns import cells, columns, compare, demand, header, installed, options, row, sides
 
 import bpe
 import finetune
 import model
-from checkpoint import config_from_json
 from engine import cli
 
-QUESTION = (  # 37 tokens of SmolLM2 as a chat
-    "What is the capital of France, which river runs through it, and what is the name of its tallest building? "
-    "Answer in one sentence."
-)
+QUESTION = "What is the capital of France, which river runs through it, and what is the name of its tallest building? "
+QUESTION += "Answer in one sentence."  # 37 tokens of SmolLM2 as a chat
 
 
 def tiny_checkpoint(folder):
     tokenizer = bpe.train(QUESTION * 3, 300)
-    published = {"model_type": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 96}
-    published |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = config_from_json(published | {"max_position_embeddings": 256, "tie_word_embeddings": True})
+    config = llama((32, 96, 2, 4, 2, tokenizer.vocab_size), 256)
     model.save(folder, model.init(config, 0), config)
     tokenizer.save(folder)
 

@@ -9,16 +9,15 @@ text. Without files that is the reference of the language and source code of the
 import json
 import pydoc_data.topics
 import re
-import sys
 import sysconfig
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from turns import compare, demand, header, installed, options, row, seconds
+from turns import compare, demand, header, installed, options, row
 
 import bpe
 from engine import cli
+from lab.measure import seconds
 
 QUICK = {"vocab": [300], "turns": 2, "megabytes": 0.05}
 NAMES = {"gpt2": "GPT-2's pattern", "llama3": "Llama 3's pattern"}

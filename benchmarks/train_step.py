@@ -9,15 +9,12 @@ that one of our threads takes at a time; --seconds: about how long a turn takes;
 """
 
 import os
-import sys
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 os.environ["BACKEND"] = "numpy"  # both sides on the CPU
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from turns import cells, columns, compare, demand, header, installed, options, row, sides
 
 import model
@@ -41,12 +38,17 @@ DEFAULTS |= {"turns": 9, "seconds": 1.0, "compile": False}
 QUICK = {"sizes": [0], "batch": 4, "micro_batch": 1, "context": 32, "turns": 2, "seconds": 0.01}
 
 
+def llama(size, context):
+    """The Config of a model like Llama. size: a value of SIZES."""
+    keys = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size"
+    published = dict(zip(keys.split(), size, strict=True)) | {"model_type": "llama", "rms_norm_eps": 1e-6}
+    published |= {"max_position_embeddings": context, "tie_word_embeddings": True}
+    return config_from_json(published | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
+
+
 def setting(size, args):
     """The model and the batch of both sides: params, config, tokens, targets."""
-    keys = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size"
-    published = dict(zip(keys.split(), SIZES[size], strict=True)) | {"model_type": "llama", "rms_norm_eps": 1e-6}
-    published |= {"max_position_embeddings": args.context, "tie_word_embeddings": True}
-    config = config_from_json(published | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
+    config = llama(SIZES[size], args.context)
     tokens, targets = np.random.default_rng(0).integers(config.vocab_size, size=(2, args.batch, args.context))
     return model.init(config, 0), config, tokens, targets
 

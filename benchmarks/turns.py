@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the project, before this folder, which has an attention.py too
+
 PEAK_MEMORY = "peak memory"  # the question that every side in a process of its own can answer
 
 
@@ -23,8 +25,7 @@ def options(doc, defaults, quick, **positional):
     for name, nargs in positional.items():
         parser.add_argument(name, nargs=nargs)
     for name, value in defaults.items():
-        several = isinstance(value, list)
-        kind = {"type": type(value[0] if several else value), "nargs": "+" if several else None}
+        kind = {"type": type(value[0]), "nargs": "+"} if isinstance(value, list) else {"type": type(value)}
         kind = {"action": "store_true"} if value is False else kind
         parser.add_argument(f"--{name.replace('_', '-')}", default=value, help=f"({value})", **kind)
     parser.add_argument("--quick", action="store_true", help=f"a size that takes seconds: {quick}")
@@ -45,12 +46,6 @@ def demand(right, wrong):
     """Ends the benchmark where it would time a wrong result."""
     if not right:
         sys.exit(f"{wrong}, so times say nothing")
-
-
-def seconds(function, *arguments):
-    began = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - began
 
 
 def alternate(ways, turns):
