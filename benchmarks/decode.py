@@ -17,7 +17,7 @@ import numpy as np
 
 os.environ["BACKEND"] = "numpy"  # both sides on the CPU
 from train_step import llama
-from turns import cells, columns, compare, demand, header, installed, options, row, sides
+from turns import compare, demand, header, installed, options, row, sides, speeds
 
 import bpe
 import finetune
@@ -79,9 +79,9 @@ def measure(folder, args):
             chosen["without a cache"] = without_cache(folder, prompt, chosen["ours"])
         demand(len(set(map(tuple, chosen.values()))) == 1, f"{' and '.join(chosen)} choose different tokens")
         times, ratios = compare({name: lambda name=name: ask[name](prompt)[1] for name in ask}, args.turns)
-        title = f"{Path(folder).name}, batch 1, {args.tokens} tokens after a prompt of {len(prompt)}"
-        print(header(title, *columns(names)))
-        print(row("prompt included", *cells(args.tokens, times, ratios, ask)))
+        heads, cells = speeds(args.tokens, times, ratios, ask)
+        print(header(f"{Path(folder).name}, batch 1, {args.tokens} tokens after a prompt of {len(prompt)}", *heads))
+        print(row("prompt included", *cells))
 
 
 def main():

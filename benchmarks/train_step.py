@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 os.environ["BACKEND"] = "numpy"  # both sides on the CPU
-from turns import cells, columns, compare, demand, header, installed, options, row, sides
+from turns import compare, demand, header, installed, options, row, sides, speeds
 
 import model
 import train
@@ -53,32 +53,28 @@ def setting(size, args):
     return model.init(config, 0), config, tokens, targets
 
 
-def ours(params, config, tokens, targets, micro_batch, parallel_map):
-    """gradient() -> (loss, grads), and update(grads), which changes `params` in place: a step as train.py does it."""
-    keep_freed_memory()
-    optimizer = Optimizer("adamw", LEARNING_RATE, DECAY)
-
-    def gradient():
-        return train.gradient(params, config, tokens, targets, micro_batch, parallel_map, observe=False)[:2]
-
-    def update(grads):
-        clip(grads, CLIP)
-        optimizer.step(params, grads, parallel_map=parallel_map)
-
-    return gradient, update
-
-
 @contextmanager
 def side(name, size, args):
-    """Answers "gradient" with (loss, gradients), and a number of steps with the loss in the last."""
+    """Answers "gradient" with (loss, gradients), and a number of steps with the loss in the last. Our step is that of
+    train.py.
+    """
+    params, config, tokens, targets = setting(size, args)
     with thread_pool(args.threads) as pool:
         if name == "ours":
-            gradient, update = ours(*setting(size, args), args.micro_batch, pool.map)
+            keep_freed_memory()
+            optimizer, how = Optimizer("adamw", LEARNING_RATE, DECAY), (args.micro_batch, pool.map)
+
+            def gradient():
+                return train.gradient(params, config, tokens, targets, *how, observe=False)[:2]
+
+            def update(grads):
+                clip(grads, CLIP)
+                optimizer.step(params, grads, parallel_map=pool.map)
         else:
             from llama_torch import gradient_and_update
 
-            further = name == "torch.compile", LEARNING_RATE, BETAS, EPS, DECAY, CLIP
-            gradient, update = gradient_and_update(*setting(size, args), args.threads, *further)
+            how = args.threads, name == "torch.compile", LEARNING_RATE, BETAS, EPS, DECAY, CLIP
+            gradient, update = gradient_and_update(params, config, tokens, targets, *how)
 
         def answer(question):
             if question == "gradient":
@@ -115,9 +111,12 @@ def measure(size, args, names):
         counts = {name: max(1, round(args.seconds / taken)) for name, (_, taken) in warm.items()}
         each = lambda name: ask[name](counts[name])[1] / counts[name]
         times, ratios = compare({name: partial(each, name) for name in ask}, args.turns)
-        measured = cells(args.batch * args.context, times, ratios, ask)
+        heads, cells = speeds(args.batch * args.context, times, ratios, ask)
+    if size == args.sizes[0]:
+        title = f"training step, {args.batch} sequences of {args.context} tokens"
+        print(header(title, *heads, "largest difference"))
     parameters = sum(g.size for g in first["ours"][1].values()) / 1e6
-    print(row(f"{parameters:.1f} M parameters", *measured, f"{difference:.0e}"), flush=True)
+    print(row(f"{parameters:.1f} M parameters", *cells, f"{difference:.0e}"), flush=True)
 
 
 def main():
@@ -125,8 +124,6 @@ def main():
     if not set(args.sizes) <= set(SIZES):
         raise ValueError(f"--sizes has to be of {', '.join(map(str, SIZES))}")
     names = ["ours"] + (["PyTorch eager"] + ["torch.compile"] * args.compile) * installed("torch")
-    title = f"training step, {args.batch} sequences of {args.context} tokens"
-    print(header(title, *columns(names), "largest difference"), flush=True)
     for size in args.sizes:
         measure(size, args, names)
 

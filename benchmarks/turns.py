@@ -48,20 +48,15 @@ def demand(right, wrong):
         sys.exit(f"{wrong}, so times say nothing")
 
 
-def alternate(ways, turns):
-    """{name: a list of what ways[name]() gave in each turn}. Who comes first changes from turn to turn."""
-    given = {name: [] for name in ways}
+def compare(ways, turns):
+    """Times sides that take turns, ours the first: {name: function() -> its time}. Who begins changes with each turn.
+    Returns {name: median of its times}, and {other: median over the turns of its time over ours}: above 1, ours is
+    faster.
+    """
+    times = {name: [] for name in ways}
     for turn in range(turns):
         for name in list(ways)[:: -1 if turn % 2 else 1]:
-            given[name].append(ways[name]())
-    return given
-
-
-def compare(ways, turns):
-    """Times sides that take turns, ours the first: {name: function() -> its time}. Returns {name: median of its times},
-    and {other: median over the turns of its time over ours}: above 1, ours is faster.
-    """
-    times = alternate(ways, turns)
+            times[name].append(ways[name]())
     ours, *others = times
     ratios = {name: statistics.median(b / a for a, b in zip(times[ours], times[name])) for name in others}
     return {name: statistics.median(times[name]) for name in times}, ratios
@@ -76,20 +71,18 @@ def header(*cells):
     return f"{row(*cells)}\n{row(*['---'] * len(cells))}"
 
 
-def columns(names):
-    """The heads of the columns of `cells`."""
-    others = [head for name in names[1:] for head in (name, "times as fast")]
-    return ["ours, tokens/s", *others, *(f"peak MB of {name}" for name in names)]
-
-
-def cells(tokens, times, ratios, ask):
-    """Of a row: speeds, ratios and memory of the sides, from `compare` and `sides`. tokens: what a time is for."""
+def speeds(tokens, times, ratios, ask):
+    """Speeds, ratios and memory of the sides, from `compare` and `sides`, as the columns of a table: heads and cells.
+    tokens: what a time is for.
+    """
     found = []
     for name, taken in times.items():
-        found.append(f"{tokens / taken:,.{0 if tokens > 100 * taken else 1}f}")
+        speed = f"{tokens / taken:,.{0 if tokens > 100 * taken else 1}f}"
+        found.append((name if name in ratios else f"{name}, tokens/s", speed))
         if name in ratios:
-            found.append(f"{ratios[name]:.2f}")
-    return found + [f"{side(PEAK_MEMORY)[0]:,.0f}" for side in ask.values()]
+            found.append(("times as fast", f"{ratios[name]:.2f}"))
+    found += [(f"peak MB of {name}", f"{side(PEAK_MEMORY)[0]:,.0f}") for name, side in ask.items()]
+    return zip(*found)
 
 
 @contextmanager

@@ -6,23 +6,20 @@ from engine.figure import figure
 from lab.measure import both_passes, peak_bytes, seconds
 from masks import PATTERNS, causal, sparse, window
 
-
-def full(q, k, v):
-    return attention(q, k, v, causal)
-
-
-def flash(mask_of):
-    """Flash attention with a mask that depends on the number of tokens."""
-    return lambda q, k, v: flash_attention(q, k, v, mask_of(q.shape[2]))
-
-
-def of_root(kind):
-    """A strided or fixed pattern with a stride of √blocks."""
-    return lambda n: causal & sparse(kind, round((n / 64) ** 0.5))
+ROOT = lambda n: round((n / 64) ** 0.5)  # of the number of blocks: a stride
+MASKS = {  # of n tokens
+    "flash": lambda n: causal,
+    "strided": lambda n: causal & sparse("strided", ROOT(n)),
+    "fixed": lambda n: causal & sparse("fixed", ROOT(n)),
+    "bigbird": lambda n: causal & sparse("bigbird", 4),
+    "window": lambda n: causal & window(256),
+}
 
 
-WAYS = {"full": full, "flash": flash_attention, "strided": flash(of_root("strided")), "fixed": flash(of_root("fixed"))}
-WAYS |= {"bigbird": flash(lambda n: causal & sparse("bigbird", 4)), "window": flash(lambda n: causal & window(256))}
+def attend(name, q, k, v):
+    if name == "full":
+        return attention(q, k, v, causal)
+    return flash_attention(q, k, v, MASKS[name](q.shape[2]))
 
 
 def demo(sizes=(1024, 2048, 4096, 8192, 16384)):
@@ -33,15 +30,15 @@ def demo(sizes=(1024, 2048, 4096, 8192, 16384)):
     normal = lambda heads, n: rng.standard_normal((1, heads, n, 32), dtype=xp.float32)
     qkv = lambda heads, kv_heads, n: (normal(heads, n), normal(kv_heads, n), normal(kv_heads, n))
     q, k, v = qkv(4, 2, 777)
-    (y, backward), (flash_y, flash_backward) = full(q, k, v), flash_attention(q, k, v)
+    (y, backward), (flash_y, flash_backward) = attention(q, k, v, causal), flash_attention(q, k, v)
     worst = max(float(abs(a - b).max()) for a, b in zip((y, *backward(y)), (flash_y, *flash_backward(y))))
     print(f"flash attention against the textbook, values and gradients: largest difference {worst:.1e}")
 
-    lengths, costs = {name: sizes[:3] if name == "full" else sizes for name in WAYS}, {}
+    lengths, costs = {"full": sizes[:3]} | dict.fromkeys(MASKS, sizes), {}
     print("\nforward and backward of a head of 32, in ms and in MB, and the exponent of n that fits")
     print("  tokens   " + "".join(f"{n:>15,}" for n in sizes))
-    for name, function in WAYS.items():
-        inputs = [(both_passes, function, *qkv(1, 1, n)) for n in lengths[name]]
+    for name in lengths:
+        inputs = [(both_passes, attend, name, *qkv(1, 1, n)) for n in lengths[name]]
         costs[name] = np.array([(1e3 * seconds(*each, times=3), peak_bytes(*each) / 2**20) for each in inputs])
         cells = "".join(f"{ms:8.0f}{megabytes:7.1f}" for ms, megabytes in costs[name])
         slopes = [np.polyfit(np.log(lengths[name]), np.log(c), 1)[0] for c in costs[name].T]

@@ -56,11 +56,7 @@ def demo():
         print("  a program that " + ", ".join(f"{what}: {verdict}" for what, verdict in verdicts.items()))
     except ValueError as error:  # the other measures need no programs
         print(f"HumanEval: {error}")
-    with figure("figures/evals.png", 2, 2, (10, 7)) as ((arena, arc), (calibration, passing)):
-        draw_ratings(arena, ratings)
-        draw_puzzle(arc, next(task for task in sample["arc"] if task["id"] == "gravity"))
-        draw_calibration(calibration, told, right)
-        draw_pass_at_k(passing, items)
+    draw(ratings, next(task for task in sample["arc"] if task["id"] == "gravity"), told, right, items)
     print("\nfigures/evals.png")
 
 
@@ -75,38 +71,35 @@ def damaged(solution, rng):
     return programs
 
 
-def draw_ratings(axes, ratings):
-    value, low, high = np.array(list(ratings.values())).T
-    axes.errorbar(value, range(len(value))[::-1], xerr=(value - low, high - value), fmt="o", capsize=4)
-    axes.set_yticks(range(len(value))[::-1], list(ratings))
-    axes.set(title="LMArena: ratings and their 95 % intervals", xlabel="Bradley-Terry rating on Elo's scale")
-
-
-def draw_puzzle(axes, task):
+def draw(ratings, puzzle, told, right, items):
+    """One picture for each of the four benchmarks."""
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap(["black", *(f"C{i}" for i in range(9))])
-    grids = [grid for pair in task["train"][:2] + task["test"][:1] for grid in pair.values()]
-    for i, grid in enumerate(grids):
-        left = 1.05 * i + 0.2 * (i // 2)
-        axes.imshow(grid, cmap=colours, vmin=0, vmax=9, extent=(left, left + 1, 1, 0))
-        axes.text(left, -0.06, ("input", "output")[i % 2])
-    axes.set(title="ARC-AGI: two examples, and a test", xlim=(-0.05, 6.8), ylim=(1.05, -0.3))
-    axes.axis("off")
+    with figure("figures/evals.png", 2, 2, (10, 7)) as ((arena, arc), (calibration, passing)):
+        value, low, high = np.array(list(ratings.values())).T
+        arena.errorbar(value, range(len(value))[::-1], xerr=(value - low, high - value), fmt="o", capsize=4)
+        arena.set_yticks(range(len(value))[::-1], list(ratings))
+        arena.set(title="LMArena: ratings and their 95 % intervals", xlabel="Bradley-Terry rating on Elo's scale")
 
+        colours = ListedColormap(["black", *(f"C{i}" for i in range(9))])
+        grids = [grid for pair in puzzle["train"][:2] + puzzle["test"][:1] for grid in pair.values()]
+        for i, grid in enumerate(grids):
+            left = 1.05 * i + 0.2 * (i // 2)
+            arc.imshow(grid, cmap=colours, vmin=0, vmax=9, extent=(left, left + 1, 1, 0))
+            arc.text(left, -0.06, ("input", "output")[i % 2])
+        arc.set(title="ARC-AGI: two examples, and a test", xlim=(-0.05, 6.8), ylim=(1.05, -0.3))
+        arc.axis("off")
 
-def draw_calibration(axes, told, right):
-    for name, confidence in told.items():
-        bins = np.array_split(np.argsort(confidence), 25)
-        axes.plot([confidence[b].mean() for b in bins], [right[b].mean() for b in bins], "o-", ms=3, label=name)
-    axes.plot([0, 1], [0, 1], "k:", label="calibrated")
-    axes.set(title="Humanity's Last Exam: bins of 100 answers", xlabel="confidence", ylabel="accuracy")
+        for name, confidence in told.items():
+            bins = np.array_split(np.argsort(confidence), 25)
+            means = [[of[b].mean() for b in bins] for of in (confidence, right)]
+            calibration.plot(*means, "o-", ms=3, label=name)
+        calibration.plot([0, 1], [0, 1], "k:", label="calibrated")
+        calibration.set(title="Humanity's Last Exam: bins of 100 answers", xlabel="confidence", ylabel="accuracy")
 
-
-def draw_pass_at_k(axes, items):
-    ks = range(1, 11)
-    for n, c in ((item["n"], item["c"]) for item in items):
-        axes.plot(ks, [pass_at_k(n, c, k) for k in ks], "o-", ms=3)
-        axes.plot(ks, [1 - (1 - c / n) ** k for k in ks], ":", c="gray")
-    axes.plot([], [], ":", c="gray", label="1 - (1 - c/n)^k, biased")
-    axes.set(title="HumanEval: pass@k of each problem, 10 programs", xlabel="k", ylabel="pass@k")
+        ks = range(1, 11)
+        for n, c in ((item["n"], item["c"]) for item in items):
+            passing.plot(ks, [pass_at_k(n, c, k) for k in ks], "o-", ms=3)
+            passing.plot(ks, [1 - (1 - c / n) ** k for k in ks], ":", c="gray")
+        passing.plot([], [], ":", c="gray", label="1 - (1 - c/n)^k, biased")
+        passing.set(title="HumanEval: pass@k of each problem, 10 programs", xlabel="k", ylabel="pass@k")

@@ -23,33 +23,25 @@ def layer(rng, dim, size, count, gate_deviation, deviation):
     return weights | flatten({f"experts.{i}": expert(rng, dim, size, deviation) for i in range(count)})
 
 
-def topics(rng, dim=16, count=16):
-    """draw(rng) -> inputs and wanted outputs of tokens of common and of rare topics, each of which wants another linear
-    map; all share an offset, so that a new router prefers some experts.
+def train(steps, aux_weight=0.0, update_speed=None):
+    """Trains a layer on tokens of 16 topics, some common and some rare, each of which wants another linear map.
+
+    Returns its error and its loads over the last 20 steps, and the busiest load of each step.
     """
-    centres, maps = rng.standard_normal((count, dim)), rng.standard_normal((count, dim, dim)) / dim**0.5
-    offset, common = 2 * rng.standard_normal(dim), xp.cumsum(1 / xp.arange(1.0, count + 1))
-
-    def draw(rng, tokens=512):
-        topic = xp.searchsorted(common / common[-1], rng.random(tokens)).clip(0, count - 1)
-        x = centres[topic] + 0.3 * rng.standard_normal((tokens, dim))
-        return x + offset, (x[:, None, :] @ maps[topic])[:, 0]
-
-    return draw
-
-
-def train(draw, steps, aux_weight=0.0, update_speed=None):
-    """Trains a layer. Returns its error and its loads over the last 20 steps, and the busiest load of each."""
+    rng, dim = xp.random.default_rng(0), 16
+    topics, maps = rng.standard_normal((16, dim)), rng.standard_normal((16, dim, dim)) / dim**0.5
+    offset = 2 * rng.standard_normal(dim)  # that all tokens share, so that a new router prefers some experts
+    common = xp.cumsum(1 / xp.arange(1.0, 17))
     rng = xp.random.default_rng(1)
-    weights, optimizer = layer(rng, 16, 16, EXPERTS, 0.5, 0.25), Optimizer("adamw", 0.01, weight_decay=0.0)
+    weights, optimizer = layer(rng, dim, dim, EXPERTS, 0.5, dim**-0.5), Optimizer("adamw", 0.01, weight_decay=0.0)
     if update_speed is not None:
         weights["gate.e_score_correction_bias"] = xp.zeros(EXPERTS)
     loads, errors = [], []
     for step in range(steps):
-        x, wanted = draw(rng)
-        observed = {}
-        y, backward = mixture_of_experts(x[None], weights, CHOSEN, observe=observed, balance=aux_weight)
-        error = y - wanted
+        topic, observed = xp.searchsorted(common / common[-1], rng.random(512)).clip(0, 15), {}
+        x = topics[topic] + 0.3 * rng.standard_normal((512, dim))
+        y, backward = mixture_of_experts((x + offset)[None], weights, CHOSEN, observe=observed, balance=aux_weight)
+        error = y - (x[:, None, :] @ maps[topic])[:, 0]
         _, grads = backward(2 * error / len(x))
         optimizer.step(weights, grads, 1 - step / steps)
         if update_speed is not None:
@@ -61,16 +53,14 @@ def train(draw, steps, aux_weight=0.0, update_speed=None):
 
 def demo(steps=400, counts=(2, 4, 8, 16, 32)):
     """What the slide claims, in numbers: the load of the experts before and after balancing, and what a token costs."""
-    rng = xp.random.default_rng(0)
-    draw = topics(rng)
-    results = {way: train(draw, steps, **options) for way, options in WAYS.items()}
+    results = {way: train(steps, **options) for way, options in WAYS.items()}
     print(f"Load of {EXPERTS} experts, a token sent to {CHOSEN}, after {steps} steps: 1 is an even share")
     for way, (error, loads, _) in results.items():
         cells = " ".join(f"{float(load):5.2f}" for load in loads)
         print(f"  balanced by {way:15} {cells}   squared error {error:.2f}")
 
     print("\nTime per token, forward and backward, beside a dense layer of as many parameters")
-    dim, size, tokens, times = 256, 128, 2048, []
+    rng, dim, size, tokens, times = xp.random.default_rng(0), 256, 128, 2048, []
     single = lambda weights: {name: w.astype(xp.float32) for name, w in weights.items()}
     x = rng.standard_normal((1, tokens, dim)).astype(xp.float32)
     for n in counts:

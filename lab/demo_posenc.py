@@ -44,36 +44,32 @@ def demo():
         speed, attention_factor = rope_frequencies(64, 500_000.0, {"rope_type": kind, **scaling})
         print(f"  {kind:9}", *(f"{2 * math.pi / float(speed[j]):10,.0f}" for j in pairs))
     print(f"  yarn also multiplies cos and sin by {attention_factor:.3f}")
-    with figure("figures/posenc.png", 2, 2, (12, 8)) as ((heat, products), (scores, biases)):
-        draw_sinusoidal(heat, products)
-        draw_rope(scores)
-        draw_alibi(biases)
+    draw()
     print("\nFigure: figures/posenc.png")
 
 
-def draw_sinusoidal(heat, products):
-    image = heat.imshow(to_numpy(sinusoidal(xp.arange(100), 128)), cmap="RdBu_r", aspect="auto")
-    heat.figure.colorbar(image, ax=heat, ticks=[-1, 0, 1])
-    heat.set(title="Sinusoidal", xlabel="component i", ylabel="position p")
-    for dim in (32, 128, 512):
-        pe = sinusoidal(xp.arange(121), dim)
-        products.plot(range(-60, 61), to_numpy(pe @ pe[60]) / (dim / 2), label=f"dim {dim}")
-    products.set(title="Sinusoidal: PE[p] · PE[p + k], the same for every p", xlabel="k", ylabel="cosine")
-
-
-def draw_rope(axes):
+def draw():
+    """What the encodings make of positions and of their differences."""
     distance = xp.arange(-60, 61)
-    q, k = (xp.tile(v, (1, 1, len(distance), 1)) for v in xp.random.default_rng(3).standard_normal((2, 64)))
-    for start, style, every in ((0, "-", 1), (1000, "o", 6), (100_000, "x", 5)):
-        turned_q, _ = rope(q, *rope_tables([start], pair_frequencies(64)))
-        turned_k, _ = rope(k, *rope_tables(start + distance, pair_frequencies(64)))
-        values = to_numpy((turned_q * turned_k).sum(axis=-1).ravel() / 8)
-        axes.plot(to_numpy(distance)[::every], values[::every], style, label=f"q at {start:,}")
-    axes.set(title="RoPE: score of one q and one k", xlabel="position of k - position of q", ylabel="score")
+    with figure("figures/posenc.png", 2, 2, (12, 8)) as ((heat, products), (scores, biases)):
+        image = heat.imshow(to_numpy(sinusoidal(xp.arange(100), 128)), cmap="RdBu_r", aspect="auto")
+        heat.figure.colorbar(image, ax=heat, ticks=[-1, 0, 1])
+        heat.set(title="Sinusoidal", xlabel="component i", ylabel="position p")
 
+        for dim in (32, 128, 512):
+            pe = sinusoidal(distance + 60, dim)
+            products.plot(to_numpy(distance), to_numpy(pe @ pe[60]) / (dim / 2), label=f"dim {dim}")
+        products.set(title="Sinusoidal: PE[p] · PE[p + k], the same for every p", xlabel="k", ylabel="cosine")
 
-def draw_alibi(axes):
-    for head, line in enumerate(to_numpy(alibi(8)(xp.array([[4999]]), xp.arange(5000)[None]))[:, 0, ::-1]):
-        axes.semilogx(range(5000), math.e**line, color=(0.1, head / 8, 0.5), label=f"2$^{{-{head + 1}}}$")
-    axes.set(title="ALiBi: what each head's bias multiplies attention by", xlim=(1, 5000))
-    axes.set(xlabel="distance", ylabel="exp(bias)")
+        q, k = (xp.tile(v, (1, 1, len(distance), 1)) for v in xp.random.default_rng(3).standard_normal((2, 64)))
+        for start, style, every in ((0, "-", 1), (1000, "o", 6), (100_000, "x", 5)):
+            turned_q, _ = rope(q, *rope_tables([start], pair_frequencies(64)))
+            turned_k, _ = rope(k, *rope_tables(start + distance, pair_frequencies(64)))
+            values = to_numpy((turned_q * turned_k).sum(axis=-1).ravel() / 8)
+            scores.plot(to_numpy(distance)[::every], values[::every], style, label=f"q at {start:,}")
+        scores.set(title="RoPE: score of one q and one k", xlabel="position of k - position of q", ylabel="score")
+
+        for head, line in enumerate(to_numpy(alibi(8)(xp.array([[4999]]), xp.arange(5000)[None]))[:, 0, ::-1]):
+            biases.semilogx(range(5000), math.e**line, color=(0.1, head / 8, 0.5), label=f"2$^{{-{head + 1}}}$")
+        biases.set(title="ALiBi: what each head's bias multiplies attention by", xlim=(1, 5000))
+        biases.set(xlabel="distance", ylabel="exp(bias)")

@@ -259,7 +259,7 @@ def main(argv=None):
         checkpoint.existing(s.init)
     began, folder = perf_counter(), s.out or runs.new_folder()
     going_on = s.human and os.path.exists(os.path.join(folder, "comparisons.jsonl"))
-    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)) and not going_on:
+    if not runs.is_free(folder) and not going_on:
         raise ValueError(f"{folder} holds something already: name another --out")
     threads = s.threads or (cores() if xp is np else 1)
     instruct = os.path.join(folder, "instruct")

@@ -201,8 +201,8 @@ def test_a_side_that_fails_ends_the_benchmark():
 
 def test_sides_take_turns():
     order = []
-    given = turns.alternate({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3)
-    assert "".join(order) == "abbaab" and given == {"a": [1, 4, 5], "b": [2, 3, 6]}
+    times, ratios = turns.compare({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3)
+    assert "".join(order) == "abbaab" and times == {"a": 4, "b": 3} and ratios == {"b": 6 / 5}
     taken = {"ours": iter([1, 2, 4]), "other": iter([2, 2, 2]), "third": iter([3, 3, 3])}
     times, ratios = turns.compare({name: lambda side=side: next(side) for name, side in taken.items()}, 3)
     assert times == {"ours": 2, "other": 2, "third": 3} and ratios == {"other": 1, "third": 1.5}
@@ -211,15 +211,12 @@ def test_sides_take_turns():
 def test_a_row_has_speeds_ratios_and_memory():
     times, ratios = {"ours": 0.5, "one": 1.0, "two": 20.0}, {"one": 2.0, "two": 39.987}
     ask = dict(zip(times, (lambda question, peak=peak: (peak, 0.1) for peak in (1e4, 20.4, 30.6))))
-    found = dict(zip(turns.columns(list(times)), turns.cells(1000, times, ratios, ask), strict=True))
-    assert list(found) == [
-        *("ours, tokens/s", "one", "times as fast", "two"),
+    heads, cells = turns.speeds(1000, times, ratios, ask)
+    assert heads == (
+        *("ours, tokens/s", "one", "times as fast", "two", "times as fast"),
         *("peak MB of ours", "peak MB of one", "peak MB of two"),
-    ]
-    assert turns.cells(1000, times, ratios, ask) == [
-        *("2,000", "1,000", "2.00", "50.0", "39.99"),
-        *("10,000", "20", "31"),
-    ]
+    )
+    assert cells == (*("2,000", "1,000", "2.00", "50.0", "39.99"), *("10,000", "20", "31"))
 
 
 def test_options_have_the_type_of_their_defaults_and_become_small(monkeypatch):
