@@ -176,14 +176,13 @@ def read_comparisons(path):
     comparisons = []
     text = read_text(path) if os.path.exists(path) and os.path.getsize(path) else ""
     for where, comparison in json_lines(text[: text.rfind("\n") + 1], path):
-        try:
-            tokens, chosen = comparison["tokens"], comparison["chosen"]
-            ids = [i for answer in tokens for i in answer]
-            good = len(tokens) == 2 and all(tokens) and all(type(i) is int and 0 <= i < 2**31 for i in ids)
-            good = good and isinstance(comparison["question"], str) and (chosen is None or type(chosen) is int)
-        except (TypeError, KeyError):
-            good = False
-        if not good or chosen not in (0, 1, None):
+        match comparison:
+            case {"question": str(), "tokens": [[_, *_] as one, [_, *_] as other], "chosen": chosen}:
+                good = all(type(i) is int and 0 <= i < 2**31 for i in one + other)
+                good = good and (chosen is None or type(chosen) is int and chosen in (0, 1))
+            case _:
+                good = False
+        if not good:
             raise ValueError(f"{where}: not a comparison of two answers")
         comparisons.append(comparison)
     return comparisons
