@@ -267,26 +267,22 @@ def read_choice(path):
     """
     questions = []
     for where, row in read_rows(path, {}):
-        question, choices, answer = row.get("question"), row.get("choices"), row.get("answerKey", row.get("answer"))
-        if isinstance(question, dict):
-            question, choices = question.get("stem"), question.get("choices", choices)
-        match choices:
-            case {"text": [*texts], "label": [*labels]}:
-                pass
-            case [{"text": _, "label": _}, *_]:
-                texts, labels = (
-                    [isinstance(one, dict) and one.get(key) for one in choices] for key in ("text", "label")
-                )
-            case [*texts]:
-                labels = [chr(ord("A") + i) for i in range(len(texts))]
-            case _:
-                texts, labels = [], []
-        if type(answer) is not int:
-            answer = labels.index(answer) if answer in labels else -1
-        good = isinstance(question, str) and all(isinstance(text, str) and text for text in texts)
-        if not good or not 0 <= answer < len(texts):
-            raise ValueError(f"{where}: not a question with choices and, among them, the answer")
-        questions.append({"question": question, "choices": texts, "answer": answer})
+        try:
+            question, choices, answer = row["question"], row.get("choices"), row.get("answerKey", row.get("answer"))
+            if isinstance(question, dict):
+                question, choices = question["stem"], question.get("choices", choices)
+            if isinstance(choices, list) and isinstance(choices[0], dict):
+                choices = {key: [choice[key] for choice in choices] for key in ("text", "label")}
+            texts, labels = (choices, None) if isinstance(choices, list) else (choices["text"], choices["label"])
+            if type(answer) is not int:
+                answer = (labels or [chr(ord("A") + i) for i in range(len(texts))]).index(answer)
+            right = isinstance(question, str) and isinstance(texts, list)
+            right = right and all(isinstance(text, str) and text for text in texts)
+            if not right or not 0 <= answer < len(texts):
+                raise TypeError
+            questions.append({"question": question, "choices": texts, "answer": answer})
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise ValueError(f"{where}: not a question with choices and, among them, the answer") from None
     return questions
 
 
