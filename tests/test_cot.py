@@ -301,3 +301,11 @@ def test_reinforcement_makes_right_chains_likelier(small, monkeypatch):
 
 def test_the_example_is_what_is_printed():
     assert doctest.testmod(cot).failed == 0
+
+
+def test_the_difficulties_are_those_of_the_readme():
+    assert {task: difficulties for task, (_, difficulties) in cot.TASKS.items()} == {
+        "addition": [1, 2, 3, 4, 5, 6],
+        "permutations": [1, 2, 3, 4, 6, 8, 10],
+        "stories": [1, 2, 3, 4, 5, 6],
+    }

@@ -222,3 +222,10 @@ def test_bits_per_byte_and_perplexity_by_hand():
 def test_the_likeliest_choice_in_all_and_per_byte():
     assert evals.likeliest([-3.0, -4.0, -9.0], ["a", "a long one", "b"]) == (0, 1)
     assert evals.likeliest([-3.0, -2.9], ["ñ", "n"]) == (1, 0)  # two bytes
+
+
+def test_strengths_are_found_for_many_tables_at_once():
+    """As the bootstrap does: the first axis is of tables."""
+    wins = np.random.default_rng(0).integers(1, 9, (4, 3, 3)).astype(float)
+    wins *= 1 - np.eye(3)
+    np.testing.assert_allclose(evals.strengths(wins), [evals.strengths(table) for table in wins], atol=1e-8)

@@ -570,3 +570,18 @@ def test_what_fine_tuning_began_with_cannot_change(tuned, base, chats, tmp_path)
     write_chats(changed, map(colours, range(31)))
     code, _, err = finished("--resume", folder, "--steps", 3, script=PROGRAM)
     assert code == 1 and "is not what" in err and err.count("\n") == 1
+
+
+def test_only_an_answer_that_is_a_target_within_the_context_counts():
+    asked, cut = ([1, 2, 3, 4], [False, True, False, False]), ([1, 2, 3, 4], [False, False, False, True])
+    inputs, targets, _ = finetune.pack([asked, cut], 2)
+    assert inputs.tolist() == [[1, 2]] and targets.tolist() == [[2, IGNORE]]  # of the second, nothing to learn is left
+    inputs, _, _ = finetune.pack([([1, 2, 3], [True, False, False])], 2)
+    assert inputs.shape == (0, 2)  # what comes first is no target
+
+
+def test_a_run_of_a_minute_and_rows_from_the_first_step_on(base, chats, tmp_path):
+    assert finetune.complete(finetune.Settings(init=str(base))).minutes == 1.0
+    run, _ = run_of(tmp_path, data=[str(chats)], init=str(base), batch=3)
+    places = np.random.default_rng((run.settings.seed, 0)).permutation(len(run.packed[0]))[:3]
+    assert (run.batch(0)[0] == run.packed[0][places]).all()

@@ -2,6 +2,7 @@
 gradient, DPO against its closed-form optimum.
 """
 
+import inspect
 import itertools
 
 import numpy as np
@@ -483,3 +484,25 @@ def test_the_step_on_comparisons_is_along_the_mean_over_all_pairs(method, monkey
     assert found.keys() == expected.keys()
     for name, g in expected.items():
         close(found[name], g)
+
+
+def test_the_defaults_are_those_of_the_papers_and_of_the_readme():
+    """GAE's λ of 0.95 and PPO's clip of 0.2 (Schulman et al. 2016, 2017), DPO's β of 0.1 (Rafailov et al. 2023)."""
+    of = lambda function: {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty and name != "parallel_map"
+    }
+    assert of(rlhf.generalised_advantages) == {"gamma": 1.0, "lam": 0.95} and of(rlhf.ppo_loss) == {"clip": 0.2}
+    assert of(rlhf.train_reward_model) == {"lr": 3e-3, "batch": 24, "seed": 0}
+    assert of(rlhf.dpo) == {"beta": 0.1, "lr": 1e-3, "batch": 24, "seed": 0} and of(rlhf.dpo_loss) == {"beta": 0.1}
+    assert of(rlhf.ppo) == {"batch": 128, "max_new_tokens": 40, "seed": 0}
+    assert of(rlhf.grpo) == of(rlhf.ppo) | {"group": 8}
+    assert of(rlhf.sample_answers) == {"temperature": 1.0, "rng": None, "size": 64}
+
+
+def test_advantages_of_a_group_that_agrees_are_none_and_others_have_mean_0_and_deviation_1():
+    advantages = rlhf.group_advantages(np.array([1.0, 1.0, 1.0, 0.0, 2.0, 4.0, 1.0, 0.0, 0.0]), 3)
+    assert not advantages[:3].any()
+    close(advantages[3:6], np.array([-(1.5**0.5), 0, 1.5**0.5]), 1e-3)
+    close(advantages[6:].sum(), 0)

@@ -18,7 +18,7 @@ import finetune
 import model
 import mtp
 import train
-from engine import runs, xp
+from engine import cli, runs, xp
 from engine.threads import thread_pool
 from lab import pretrain
 from layers import IGNORE
@@ -368,3 +368,27 @@ def test_what_a_model_to_go_on_with_cannot_do_is_one_sentence(options, what, bas
     code, _, err = finished(*options)
     assert code == 1 and what in err and err.count("\n") == 1, err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_line_is_logged_every_ten_steps_and_at_each_validation(run):
+    lines = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted({*range(10, 61, 10), *range(3, 61, 3)})
+
+
+def test_settings_are_what_the_help_says(monkeypatch):
+    s = train.Training()
+    assert (s.batch, s.aux_loss, s.bias_update, s.mtp, s.optimizer) == (8, 0.001, 0.001, 0.0, "muon")
+    assert (s.weight_decay, s.save_seconds, s.seed, s.qk_clip) == (0.1, 30.0, 0, None) and s.threads >= 1
+    assert train.SPECIAL[train.END] == "<|endoftext|>" and train.SPECIAL[train.MASK] == "<mask>"
+    for name, least in {"context": 2, "batch": 1, "steps": 1, "threads": 1, "minutes": 0, "lr": 0, "seed": 0}.items():
+        with pytest.raises(ValueError, match=f"--{name} must be at least {least}"):
+            cli.check(dataclasses.replace(s, **{name: least - 1}))
+        cli.check(dataclasses.replace(s, **{name: least}))
+
+
+def test_the_learning_rate_is_that_of_the_middle_of_a_step(text, tmp_path, monkeypatch):
+    done, factor = [], train.warm_up_and_decay
+    monkeypatch.setattr(train, "warm_up_and_decay", lambda x: done.append(x) or factor(x))
+    small = {"data": [str(text)], "vocab": 258, "hidden": 8, "heads": 1, "layers": 1, "steps": 4, "context": 8}
+    pretrain.pretrain(small | {"out": str(tmp_path / "run")})
+    assert done == [0.125, 0.375, 0.625, 0.875]
