@@ -13,6 +13,8 @@ import reprlib
 import zlib
 from contextlib import suppress
 
+from safetensors import SafetensorError
+
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 60
 
@@ -145,8 +147,6 @@ def replace(path, write):
 
     OSError where it cannot be written, such as for want of space; the old file is still there then.
     """
-    from safetensors import SafetensorError
-
     temporary = f"{path}.new"
     try:
         with open(temporary, "wb") as file:

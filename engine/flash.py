@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from engine import flash_cuda
 from engine.backend import np, xp
+from engine.flash_plan import Everywhere
 from engine.threads import in_parallel
 
 
@@ -21,10 +22,7 @@ def plan(mask, queries, keys, height, width, unit):
     them see, `width` at a time, a slice or, where they lie apart, an array of indices; every: whether each of them sees
     all of cols. The mask is asked for `height` queries by `unit` keys at a time.
     """
-    offset = keys - queries  # the first query's position among the keys
-    if mask is None:
-        whole = [(slice(start, min(start + width, keys)), True) for start in range(0, keys, width)]
-        return [(slice(start, min(start + height, queries)), whole) for start in range(0, queries, height)]
+    mask, offset = mask or Everywhere, keys - queries  # the first query's position among the keys
     if mask.grain > 1:
         height = unit = mask.grain
     starts = np.arange(offset - offset % mask.grain, keys, height)
@@ -58,12 +56,12 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
     kv_heads, keys = k.shape[1:3]
     group, v_dim = heads // kv_heads, v.shape[-1]
     scale = dim**-0.5 if scale is None else scale
-    offset = keys - queries
+    mask, offset = mask or Everywhere, keys - queries
     # In long sequences a tile is large and holds one head; in short ones it is small and holds all of them, and few
     # queries take more keys, so that Python has little to do.
-    long, grain = queries > 1024, 1 if mask is None else mask.grain
+    long = queries > 1024
     height = block or (max(64, 256 // group) if long else 64)
-    width = max(block or (1024 if long or grain > 1 else 64), height * 64 // max(1, queries))
+    width = max(block or (1024 if long or mask.grain > 1 else 64), height * 64 // max(1, queries))
     tiles = plan(mask, queries, keys, height, width, block or 64)
     every_head = [(slice(b, b + 1), slice(h, h + 1)) for b in range(batch) for h in range(kv_heads)]
     parts = every_head if long else [(slice(None), slice(None))]
@@ -71,12 +69,12 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
     work = batch * heads * sum((rows.stop - rows.start) * length(c) for rows, columns in tiles for c, _ in columns)
     spread = in_parallel if work >= 2**23 else lambda function, jobs: [function(jobs)]
 
-    def split_groups(x):
-        """(batch, heads, ...) -> (batch, kv_heads, group, ...): a view, as one axis is split."""
-        return x.reshape(batch, kv_heads, group, *x.shape[2:])
+    # a head is then (kv_head, member of its group): views, as one axis is split
+    by_group = lambda x: x.reshape(batch, kv_heads, group, *x.shape[2:])
+    q_groups = by_group(q)
 
     def fold(x, b, h, rows):
-        part = split_groups(x)[b, h, :, rows]
+        part = x[b, h, :, rows]
         return part.reshape(*part.shape[:2], -1, part.shape[-1])  # (batch, kv_heads, group · rows, dim)
 
     def tile_scores(k, q_tile, b, h, rows, cols, full):
@@ -87,22 +85,20 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
         query = xp.arange(offset + rows.start, offset + rows.stop)[None]
         key = (xp.arange(cols.start, cols.stop) if isinstance(cols, slice) else cols)[:, None]
         if bias is not None:
-            of_head = bias(query, key).reshape(kv_heads, group, *by_head.shape[2::2])[
-                h
-            ]  # (kv_heads, group, cols, rows)
-            by_head += of_head.swapaxes(1, 2)
+            of_heads = bias(query, key).reshape(kv_heads, group, *by_head.shape[2::2])  # (…, cols, rows)
+            by_head += of_heads[h].swapaxes(1, 2)
         if not full:
             seen = mask.sees(query, key)  # (cols, rows), or (batch, 1, cols, rows)
             seen = seen[b, :, :, None] if seen.ndim == 4 else seen[:, None]
             by_head += xp.where(seen, xp.zeros((), q.dtype), -xp.inf)
         return scores
 
-    y = xp.empty_like(q, shape=(batch, heads, queries, v_dim))
+    y = by_group(xp.empty_like(q, shape=(batch, heads, queries, v_dim)))
     log_sum, top = (xp.empty((batch, kv_heads, group, queries), q.dtype) for _ in range(2))  # L, and the final m
 
     def forward(jobs):
         for b, h, rows, columns in jobs:
-            q_tile = fold(q, b, h, rows) * scale
+            q_tile = fold(q_groups, b, h, rows) * scale
             m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min / 2, q.dtype)  # finite: -inf - -inf is not a number
             l = xp.zeros_like(m)
             o = xp.zeros((*m.shape, v_dim), q.dtype)
@@ -119,7 +115,7 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
             l = xp.where(l == 0, 1, l)  # a query that sees no key keeps o = 0
             o /= l[..., None]
             shape = (*m.shape[:2], group, -1)
-            split_groups(y)[b, h, :, rows] = o.reshape(*shape, v_dim)
+            y[b, h, :, rows] = o.reshape(*shape, v_dim)
             log_sum[b, h, :, rows] = (m + xp.log(l)).reshape(shape)
             top[b, h, :, rows] = m.reshape(shape)
 
@@ -128,15 +124,15 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
         observe["max_logits"] = top.max(axis=(0, 3)).reshape(heads)
 
     def backward(dy):
-        along = split_groups(xp.einsum("bhnd,bhnd->bhn", dy, y))  # D
+        dy, dq = by_group(dy), by_group(xp.empty_like(q))
+        along = xp.einsum("bhgnd,bhgnd->bhgn", dy, y)  # D
         # [q, -L] · [k, 1] = q·k - L: a column of ones lets the product of a tile subtract; so with dy, D and v
         k_one, v_one = (xp.concatenate([x, xp.ones((*x.shape[:3], 1), x.dtype)], axis=-1) for x in (k, v))
-        dq = xp.empty_like(q)
 
         def part(jobs):
             dk, dv = xp.zeros_like(k), xp.zeros_like(v)
             for b, h, rows, columns in jobs:
-                q_tile, dy_tile = fold(q, b, h, rows) * scale, fold(dy, b, h, rows)
+                q_tile, dy_tile = fold(q_groups, b, h, rows) * scale, fold(dy, b, h, rows)
                 minus = [-x[b, h, :, rows].reshape(*q_tile.shape[:3], 1) for x in (log_sum, along)]
                 q_minus, dy_minus = (xp.concatenate(pair, axis=-1) for pair in zip((q_tile, dy_tile), minus))
                 dq_tile = xp.zeros_like(q_tile)
@@ -149,13 +145,13 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
                     dq_tile += dscores.swapaxes(-1, -2) @ k[b, h, cols]
                     dk[b, h, cols] += dscores @ q_tile
                 dq_tile *= scale
-                split_groups(dq)[b, h, :, rows] = dq_tile.reshape(*dq_tile.shape[:2], group, -1, dim)
+                dq[b, h, :, rows] = dq_tile.reshape(*dq_tile.shape[:2], group, -1, dim)
             return dk, dv
 
         (dk, dv), *others = spread(part, jobs)
         for dk_other, dv_other in others:
             dk += dk_other
             dv += dv_other
-        return dq, dk, dv
+        return dq.reshape(q.shape), dk, dv
 
-    return y, backward
+    return y.reshape(batch, heads, queries, v_dim), backward

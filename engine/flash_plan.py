@@ -5,11 +5,16 @@ A mask is anything with `sees`, `tile` and `grain`, as masks.Mask has them; None
 """
 
 from functools import lru_cache
-from types import SimpleNamespace
 
 from engine.backend import np, to_numpy, xp
 
-EVERYWHERE = SimpleNamespace(sees=lambda q, k: (q == q) & (k == k), tile=lambda *corners: (True, True), grain=1)
+
+class Everywhere:
+    """The mask None."""
+
+    sees, tile, grain = lambda q, k: (q == q) & (k == k), lambda *corners: (True, True), 1
+
+
 # kinds of tiles: no pair is seen, every pair is; others are mixed: 0, and then the number of their bits
 EMPTY, FULL = -2, -1
 PAIRS = 2**20  # looked at at once
@@ -31,19 +36,9 @@ def plan(mask, queries, keys, rows, cols, keys_stay=False):
     starts: (plans · tiles that stay + 1,), where the tiles of each begin in tiles: (n, 2), the number of a tile that
     passes, and FULL or that of its bits. bits: (tables, rows · words), for each pair a bit, which is 0 behind the end.
     """
-    mask, first_query = mask or EVERYWHERE, keys - queries
+    mask, first_query = mask or Everywhere, keys - queries
     begin, begin_passing = (0, first_query) if keys_stay else (first_query, 0)
     query_and_key = lambda staying, passing: (passing, staying) if keys_stay else (staying, passing)
-
-    def kinds_of_tiles():
-        row, last_row, staying = cut(begin, keys, rows, mask.grain)
-        col, last_col, passing = cut(begin_passing, keys, cols, mask.grain)
-        (q0, k0), (q1, k1) = query_and_key(row[:, None], col[None]), query_and_key(last_row[:, None], last_col[None])
-        some, every = (np.broadcast_to(x, (len(row), len(col))) for x in mask.tile(q0, q1, k0, k1))
-        some = np.logical_or.reduceat(np.logical_or.reduceat(some, staying), passing, axis=1)
-        every = np.logical_and.reduceat(np.logical_and.reduceat(every, staying), passing, axis=1)
-        every[:, -1] &= (keys - begin_passing) % cols == 0
-        return EMPTY * ~some + FULL * every
 
     def look(i, j):
         """At all pairs of tiles i and j, (n, 1, 1) each. Returns their kinds (plans, n) and bits."""
@@ -56,7 +51,17 @@ def plan(mask, queries, keys, rows, cols, keys_stay=False):
         some, every = seen.any(axis=(2, 3)), seen[..., :cols].all(axis=(2, 3))
         return to_numpy(EMPTY * ~some + FULL * every), bits
 
-    kinds, bits = kinds_of_tiles()[None], xp.zeros(0, np.uint32)  # (plans, tiles that stay, tiles that pass)
+    row, last_row, staying = cut(begin, keys, rows, mask.grain)
+    col, last_col, passing = cut(begin_passing, keys, cols, mask.grain)
+    (q0, k0), (q1, k1) = query_and_key(row[:, None], col[None]), query_and_key(last_row[:, None], last_col[None])
+    some, every = (np.broadcast_to(x, (len(row), len(col))) for x in mask.tile(q0, q1, k0, k1))
+    some = np.logical_or.reduceat(np.logical_or.reduceat(some, staying), passing, axis=1)
+    every = np.logical_and.reduceat(np.logical_and.reduceat(every, staying), passing, axis=1)
+    every[:, -1] &= (keys - begin_passing) % cols == 0
+    kinds, bits = (
+        (EMPTY * ~some + FULL * every)[None],
+        xp.zeros(0, np.uint32),
+    )  # (plans, tiles that stay, tiles that pass)
     mixed, step = np.argwhere(kinds[0] == 0), max(1, PAIRS // (rows * cols))
     if len(mixed):
         looks = [look(*xp.asarray(mixed[n : n + step].T[:, :, None, None])) for n in range(0, len(mixed), step)]

@@ -3,8 +3,10 @@ shape, data_offsets}}, the data, without gaps. Others wrote it, so whatever the 
 """
 
 import json
-import math
 import os
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from engine.backend import np
 from engine.files import read_object, regular, replace, shown
@@ -14,56 +16,44 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u
 
 def read(path):
     """The arrays of a safetensors file: {name: array}, memory-mapped where NumPy has the dtype. Changing them does
-    not change the file.
-
-    Raises ValueError for a damaged file, OSError where there is none.
+    not change the file. ValueError for a damaged file, OSError where there is none.
     """
     return {name: as_float(*entry) for name, entry in mapped(path).items()}
 
 
+def metadata(path):
+    """The texts in the header of a safetensors file, {name: text}. ValueError for a damaged file."""
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        raise ValueError(f"{path} is truncated, damaged or no safetensors file") from None
+
+
 def mapped(path):
-    """The arrays of a safetensors file as they are stored: {name: (memory-mapped array, name of its format)}."""
-    size = os.path.getsize(regular(path))
-    with open(path, "rb") as file:
+    """The arrays of a safetensors file as they are stored: {name: (memory-mapped array, name of its format)}.
+
+    They are views of one map of the file: the library has no bfloat16 and no 8-bit floats for NumPy.
+    """
+    with open(regular(path), "rb") as file:
+        metadata(path)  # the library checks that the header and the file fit each other
         start = 8 + int.from_bytes(file.read(8), "little")
-        if size < 8 or start > size:
-            raise ValueError(f"{path} is truncated or no safetensors file")
+        header = json.loads(file.read(start - 8), object_pairs_hook=list)
+    data, arrays = np.memmap(path, np.uint8, "c").view(np.ndarray)[start:], {}
+    for name, entry in header:
+        if name == "__metadata__":
+            continue
+        kind, shape, (begin, end) = map(dict(entry).get, ("dtype", "shape", "data_offsets"))
+        if kind not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise ValueError(f"{path}: {shown(name)} is stored as {shown(kind)}, which is not one of {known}")
+        if name in arrays:
+            raise ValueError(f"{path} has the weight {shown(name)} twice")
         try:
-            header = json.loads(file.read(start - 8), object_pairs_hook=_without_duplicates)
-            header.pop("__metadata__", None)
-            entries = [(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
-            entries.sort(key=lambda entry: entry[3:])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{path} has a damaged safetensors header") from None
-    arrays, expected = {}, 0
-    for name, kind, shape, *offsets in entries:
-        if not isinstance(kind, str) or kind not in DTYPES:
-            raise ValueError(
-                f"{path}: {shown(name)} is stored as {shown(kind)}, which is not one of {', '.join(DTYPES)}"
-            )
-        dtype = np.dtype(DTYPES[kind])
-        whole = (
-            len(offsets) == 2 and len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**60 for n in (*shape, *offsets))
-        )
-        if (
-            not whole
-            or offsets != [expected, expected + dtype.itemsize * math.prod(shape)]
-            or start + offsets[1] > size
-        ):
-            raise ValueError(f"{path} is truncated or damaged at {shown(name)}")
-        begin, expected = offsets
-        empty = begin == expected  # which cannot be mapped
-        array = np.zeros(shape, dtype) if empty else np.memmap(path, dtype, "c", start + begin, shape).view(np.ndarray)
-        arrays[name] = array, kind
-    if start + expected != size:
-        raise ValueError(f"{path} has {size - start - expected:,} bytes that belong to no weight")
+            arrays[name] = data[begin:end].view(DTYPES[kind]).reshape(shape), kind
+        except (ValueError, OverflowError):
+            raise ValueError(f"{path} is damaged: {shown(name)} has a shape that no array has") from None
     return arrays
-
-
-def _without_duplicates(pairs):
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("a name comes twice")
-    return dict(pairs)
 
 
 def as_float(array, kind):
@@ -86,7 +76,7 @@ def mapped_shards(folder):
         weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise ValueError(f"{index} has no weight_map from names to files")
-        files = sorted(set(weight_map.values()))
+        files = sorted({*weight_map.values()})
     stored = {}
     for file in files:
         if os.path.basename(file) != file or file in ("", ".", "..") or not file.isprintable() or len(file) > 200:
@@ -109,17 +99,4 @@ def scaled(name, matrix, scale, block):
 
 def write(path, arrays, notes):
     """Writes NumPy arrays, {name: array}, and notes, {name: text}; the file that was there is replaced whole."""
-    from safetensors.numpy import save_file
-
     replace(path, lambda new: save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new, metadata=notes))
-
-
-def metadata(path):
-    """The texts in the header of a safetensors file, {name: text}. ValueError for a damaged file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            return file.metadata() or {}
-    except SafetensorError:
-        raise ValueError(f"{path} is damaged") from None
