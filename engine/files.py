@@ -24,6 +24,11 @@ def shown(value):
     return _brief.repr(value)[:80]
 
 
+def refuse(condition, sentence):
+    if condition:
+        raise ValueError(sentence)
+
+
 def read_text(path):
     """A UTF-8 file, .gz or not; ValueError with the place where it is not UTF-8, or if it is empty or cut off."""
     try:
@@ -31,8 +36,7 @@ def read_text(path):
             data = file.read()
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise ValueError(f"{path} is not packed by gzip, or is cut off") from None
-    if not data:
-        raise ValueError(f"{path} is empty")
+    refuse(not data, f"{path} is empty")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -47,20 +51,20 @@ def parse_json(text, path, line=None):
 
     line: its number in the file, where the text is that line alone.
     """
-    where = path if line is None else f"{path}, line {line}"
     try:
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # halves of surrogate pairs: do they make whole ones?
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {line or error.lineno}: not JSON: {error.msg}") from None
+        line, what = line or error.lineno, f"not JSON: {error.msg}"
     except RecursionError:
-        raise ValueError(f"{where}: not JSON that can be read: nested too deeply") from None
+        what = "not JSON that can be read: nested too deeply"
     except UnicodeEncodeError:
-        raise ValueError(f"{where}: half of a surrogate pair, which is no character") from None
+        what = "half of a surrogate pair, which is no character"
     except ValueError:
-        raise ValueError(f"{where}: a number that is NaN, infinite or thousands of digits long") from None
+        what = "a number that is NaN, infinite or thousands of digits long"
+    raise ValueError(f"{path}: {what}" if line is None else f"{path}, line {line}: {what}")
 
 
 def _finite(number):
@@ -76,15 +80,13 @@ def read_json(path):
 def read_object(path):
     """The object in a JSON file, a dict; ValueError where there is none."""
     value = read_json(regular(path))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
+    refuse(not isinstance(value, dict), f"{path} holds no JSON object")
     return value
 
 
 def regular(path):
     """The path; ValueError for a pipe or a device, of which reading may never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} is not a file")
+    refuse(os.path.exists(path) and not os.path.isfile(path), f"{path} is not a file")
     return path
 
 
@@ -103,20 +105,17 @@ def read_rows(path, fields):
     form, text = os.fspath(path).removesuffix(".gz").rpartition(".")[2], read_text(path)
     if form == "json":
         content = parse_json(text, path)
-        if not isinstance(content, list):
-            raise ValueError(f"{path}: not a list of rows")
+        refuse(not isinstance(content, list), f"{path}: not a list of rows")
         rows = [(f"{path}, row {n}", row) for n, row in enumerate(content, 1)]
     else:
         rows = list(csv_lines(text, path) if form == "csv" else json_lines(text, path))
-    if not rows:
-        raise ValueError(f"{path} is empty")
+    refuse(not rows, f"{path} is empty")
     for where, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not an object with fields")
+        refuse(not isinstance(row, dict), f"{where}: not an object with fields")
         for name, kind in fields.items():
-            if not isinstance(row.get(name), kind) if isinstance(kind, type) else row.get(name) not in kind:
-                kinds = "text" if isinstance(kind, type) else " or ".join(kind)
-                raise ValueError(f"{where}: the field {name!r} is missing, or is not {kinds}")
+            is_type, value = isinstance(kind, type), row.get(name)
+            fits, kinds = (isinstance(value, kind), "text") if is_type else (value in kind, " or ".join(kind))
+            refuse(not fits, f"{where}: the field {name!r} is missing, or is not {kinds}")
     return rows
 
 
@@ -126,8 +125,8 @@ def csv_lines(text, path):
     """
     csv.field_size_limit(1 << 30)  # whole conversations
     reader, names, line = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
-    if "\0" in text:
-        raise ValueError(f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL, which no text has")
+    before, nul, _ = text.partition("\0")
+    refuse(nul, f"{path}, line {before.count(chr(10)) + 1}: a NUL, which no text has")
     try:
         for cells in reader:
             if names and cells:
