@@ -33,18 +33,15 @@ def as_rows(prompts, answers):
     return inputs, targets
 
 
-def with_pairs(comparisons):
-    return [question for question in comparisons if question[2]]
-
-
 def flat(comparisons):
     """Comparisons, (prompt, answers, pairs) each, with a row for every answer to a question that has a pair: inputs and
     targets as of `as_rows`, and the rows of what was preferred and of what was not, (pairs,) each.
     """
     prompts, answers, rows = [], [], []
-    for prompt, some, pairs in with_pairs(comparisons):
-        rows += [(len(answers) + better, len(answers) + worse) for better, worse in pairs]
-        prompts, answers = prompts + [prompt] * len(some), answers + some
+    for prompt, some, pairs in comparisons:
+        if pairs:
+            rows += [(len(answers) + better, len(answers) + worse) for better, worse in pairs]
+            prompts, answers = prompts + [prompt] * len(some), answers + some
     return *as_rows(prompts, answers), *np.array(rows, np.int64).reshape(-1, 2).T
 
 
@@ -55,7 +52,7 @@ def comparison_batches(comparisons, batch, rng):
 
     All answers to a question come together, however many pairs they are in (Ouyang et al. 2022, section 3.5).
     """
-    comparisons = with_pairs(comparisons)
+    comparisons = [question for question in comparisons if question[2]]
     first = np.cumsum([0] + [len(answers) for _, answers, _ in comparisons])
     for which in shuffled(len(comparisons), batch, rng):
         which.sort(key=lambda i: len(comparisons[i][0]))

@@ -17,14 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.files import json_lines, read_text
+from engine.files import json_lines, read_text, refuse
 
 
 @lru_cache(maxsize=1)
 def library():
-    """The docstrings of Python's own library, {module: [(name, docstring)]}, a name as `shutil.copyfile`. Sources are
-    parsed, never imported.
-    """
+    """The docstrings of Python's own library, parsed, never imported: {module: [("shutil.copyfile", docstring)]}."""
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     root = Path(sysconfig.get_paths()["stdlib"])
     found = {}
@@ -52,9 +50,7 @@ def docstrings(tree, name):
 
 
 def python_documentation():
-    """The text every Python has: {name: text} of the topics of its language reference and of the docstrings of each
-    module of its library.
-    """
+    """{name: text} of the topics of Python's language reference and of the docstrings of each module."""
     from pydoc_data.topics import topics
 
     documents = {f"topic {name}": topics[name] for name in sorted(topics)}
@@ -63,9 +59,7 @@ def python_documentation():
 
 
 def split(documents):
-    """The names of documents to train on, to validate on and to test on, always the same: three lists. A tenth is for
-    the test and a twentieth for validation.
-    """
+    """The names of documents to train on, to validate on (a twentieth) and to test on (a tenth), always the same."""
     names = list(documents)
     np.random.default_rng(0).shuffle(names)
     test, validation = len(names) // 10, len(names) // 20
@@ -76,8 +70,7 @@ def unread(texts, known):
     """The texts without the paragraphs that also stand in the known texts: pages of the language reference share whole
     sections, and modules copy docstrings from each other.
     """
-    paragraphs = lambda text: [paragraph.strip() for paragraph in text.split("\n\n")]
-    seen = {paragraph for text in known for paragraph in paragraphs(text)}
+    seen = {paragraph.strip() for text in known for paragraph in text.split("\n\n")}
     kept = ("\n\n".join(p for p in text.split("\n\n") if p.strip() not in seen) for text in texts)
     return [text for text in kept if text]
 
@@ -111,13 +104,12 @@ def as_tokens(parts, tokenizer, ends, context):
     begin a text, some of which may be None. ValueError where there is none, and for parts shorter than the context.
     """
     begin = tokenizer.bos or [int(token) for token in ends if token is not None][:1]
-    if not begin:
-        raise ValueError("neither the tokenizer nor config.json has a token that begins or ends a text")
+    refuse(not begin, "neither the tokenizer nor config.json has a token that begins or ends a text")
     small, tokens = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, []
     for purpose, part in zip(("train", "validate", "test"), parts):
-        tokens.append(np.array([i for text in part for i in (*begin, *tokenizer.encode(text))], small))
-        if len(tokens[-1]) < context + 2:
-            raise ValueError(f"{len(tokens[-1])} tokens to {purpose} on are too few for a --context of {context}")
+        ids = np.array([i for text in part for i in (*begin, *tokenizer.encode(text))], small)
+        refuse(len(ids) < context + 2, f"{len(ids)} tokens to {purpose} on are too few for a --context of {context}")
+        tokens.append(ids)
     sizes = [sum(len(text.encode()) for text in part) for part in parts]
     print(f"data       {sizes[0]:,} bytes to train on, {sizes[1]:,} for validation, {sizes[2]:,} for the test")
     print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {sizes[0] / len(tokens[0]):.2f} bytes each")
@@ -151,15 +143,14 @@ def questions():
 
     name: as `shutil.copyfile`, of whatever has no underscore inside its module. answer: the docstring's first sentence.
     """
-
-    def asked(module, found):
+    asked = {module: [] for module in library()}
+    for module, found in library().items():
         for name, docstring in found:
             sentence = re.match(r"[A-Z].*?[.!](?=\s|$)", " ".join(docstring.split("\n\n")[0].split()))
             public = name != module and not re.search(r"\._", name[len(module) :])
             if public and sentence and 12 <= len(sentence[0]) <= 120:
-                yield name, sentence[0], docstring
-
-    return {module: list(asked(module, found)) for module, found in library().items()}
+                asked[module].append((name, sentence[0], docstring))
+    return asked
 
 
 def split_questions():
@@ -189,24 +180,21 @@ def read_conversations(path):
             good = all(isinstance(x, str) for x in roles + contents) and {*roles} <= {"system", "user", "assistant"}
         except (ValueError, TypeError, KeyError):
             good = False
-        if not good or "assistant" not in roles:
-            raise ValueError(f"{where}: not a conversation with an answer of the assistant")
+        bad = not good or "assistant" not in roles
+        refuse(bad, f"{where}: not a conversation with an answer of the assistant")
         conversations.append(messages)
-    if not conversations:
-        raise ValueError(f"{path} holds no conversation")
+    refuse(not conversations, f"{path} holds no conversation")
     return conversations
 
 
 def conversations(paths):
     """Conversations to train on, to validate on and to test on: three lists. Files: every tenth conversation is for
-    the test, and every tenth for validation. No file: questions about Python's library.
-    ValueError for fewer than three.
+    the test, and every tenth for validation; ValueError for fewer than three. No file: questions about Python.
     """
     if not paths:
         return [[as_conversation(name, answer) for name, answer, _ in part] for part in split_questions()]
     read = [conversation for path in paths for conversation in read_conversations(path)]
-    if len(read) < 3:
-        raise ValueError("to train, to validate and to test takes three conversations at least")
+    refuse(len(read) < 3, "to train, to validate and to test takes three conversations at least")
     every = min(10, len(read))
     training = [conversation for i, conversation in enumerate(read) if i % every < every - 2]
     return training, read[every - 2 :: every], read[every - 1 :: every]

@@ -20,10 +20,11 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
-from engine import cli, np, safetensors, to_numpy, xp
+from tqdm import tqdm
+
+from engine import cli, files, np, safetensors, to_numpy, xp
 from engine.figure import figure
-from engine.files import replace as replace_file
-from engine.files import write_text
+from engine.files import refuse
 
 VALIDATIONS = 20  # in a run; at each fifth of them, but not at the end, it shows what the model writes
 FLEXIBLE = {"minutes", "steps", "threads", "save_seconds"}  # may change when a run is resumed
@@ -47,33 +48,32 @@ class Run:
 
     def __init__(self, program, kind, complete, given):
         self.began, self.program, self.progress = time.perf_counter(), program, {"step": 0, "seconds": 0.0}
-        out, resume = given.get("out"), given.get("resume")
-        given = {name: value for name, value in given.items() if name not in ("out", "resume")}
+        given = dict(given)
+        out, resume = given.pop("out", None), given.pop("resume", None)
         self.folder, self.resumed = resume or out, resume is not None
-        if not self.resumed:
-            self.settings = complete(kind(**given))
-            if out and not is_free(out):
-                raise ValueError(f"{out} holds something already: name another --out, or go on with --resume {out}")
-        elif not self.folder:
-            raise ValueError("--resume needs the folder of a run")
-        elif out and os.path.abspath(self.folder) != os.path.abspath(out):
-            raise ValueError(f"--resume {resume} and --out {out} are two folders, and a run has one")
-        else:
+        if self.resumed:
+            refuse(not self.folder, "--resume needs the folder of a run")
+            two = out and os.path.abspath(self.folder) != os.path.abspath(out)
+            refuse(two, f"--resume {resume} and --out {out} are two folders, and a run has one")
             self.progress, settings = read_progress(self.folder, kind)
             for name in sorted(given.keys() - FLEXIBLE):
-                if given[name] != getattr(settings, name):
-                    raise ValueError(f"--{name.replace('_', '-')} cannot change in the middle of a run")
+                changed = given[name] != getattr(settings, name)
+                refuse(changed, f"--{name.replace('_', '-')} cannot change in the middle of a run")
             if {"minutes", "steps"} & given.keys():  # a new limit takes the place of the old one
                 settings = replace(settings, minutes=None, steps=None)
             self.settings = complete(replace(settings, **given))
+        else:
+            self.settings = complete(kind(**given))
+            taken = out and not is_free(out)
+            refuse(taken, f"{out} holds something already: name another --out, or go on with --resume {out}")
         self.step, self.best, self.saved_best = self.progress["step"], {"step": 0, "val_loss": math.inf}, None
         self.start = self.folder if self.resumed else self.settings.init  # a checkpoint, or None
 
     def check_data(self, texts):
         """ValueError where the texts are not what the run began with."""
         self.fingerprint = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-        if self.progress.get("data", self.fingerprint) != self.fingerprint:
-            raise ValueError(f"the data is not what the run in {self.folder} began with")
+        same = self.progress.get("data", self.fingerprint) == self.fingerprint
+        refuse(not same, f"the data is not what the run in {self.folder} began with")
 
     def begin(self, params, optimizer, weights, save_weights):
         """Makes the folder; where the run is resumed, puts the last weights and the optimiser's state in place.
@@ -94,9 +94,10 @@ class Run:
         self.metrics, path = [], os.path.join(self.folder, "metrics.jsonl")
         if os.path.exists(path):  # going on from a step forgets what came after it
             with open(path, encoding="utf-8") as file:
-                self.metrics = [line for line in map(_parsed, file) if line and line["step"] <= self.step]
+                whole = [json.loads(line) for line in file if line.endswith("}\n")]  # a last one may be cut off
+            self.metrics = [line for line in whole if line["step"] <= self.step]
         lines = "".join(json.dumps(line) + "\n" for line in self.metrics)
-        replace_file(path, lambda new: write_text(new, lines))
+        files.replace(path, lambda new: files.write_text(new, lines))
         self.line, self.losses, self.tokens = {"step": self.step, "seconds": self.seconds()}, [], 0
         self.saved_step, self.saved_at, self.logged_at = self.step, time.perf_counter(), self.seconds()
         self.over = self.finished  # before the first step of this time
@@ -125,7 +126,6 @@ class Run:
         """As long as it lasts there is a progress bar, and a first Ctrl-C or termination is only noted, so that no step
         is cut in two; a second one does what it always does.
         """
-        from tqdm import tqdm
 
         def note(number, frame):
             self.interrupted.append(number)
@@ -152,8 +152,7 @@ class Run:
 
     def first(self, line):
         """Says and saves what the run begins with; line: of the first validation."""
-        if not math.isfinite(line["val_loss"]):
-            raise ValueError("the loss of the model to begin with is not finite")
+        refuse(not math.isfinite(line["val_loss"]), "the loss of the model to begin with is not finite")
         print(f"start      {line['val_loss']:.3f} nats a token of the validation part", flush=True)
         self.save()
 
@@ -208,9 +207,8 @@ class Run:
         """Saves every so many seconds, at the end, and where somebody interrupts, which ends the program.
         ValueError for a loss that is not finite: only weights that gave a finite one are saved.
         """
-        if not math.isfinite(loss):
-            kept = f"{self.folder} keeps the checkpoint of step {self.saved_step}"
-            raise ValueError(f"the loss is not finite {when}; {kept}")
+        kept = f"{self.folder} keeps the checkpoint of step {self.saved_step}"
+        refuse(not math.isfinite(loss), f"the loss is not finite {when}; {kept}")
         if last or self.interrupted or time.perf_counter() - self.saved_at > self.settings.save_seconds:
             self.save()
         if self.interrupted:
@@ -252,19 +250,17 @@ def load_training(folder, params, state):
     ValueError for a file of another model.
     """
     path = os.path.join(folder, "training.safetensors")
-    missing = set(params)
-    for full, value in safetensors.read(path).items():
-        (kind, _, key), name = full.rpartition("/")[0].partition("/"), full.rpartition("/")[2]
-        known = (kind, bool(key)) in (("params", False), ("state", True)) and name in params
-        if not known or params[name].shape != value.shape:
-            raise ValueError(f"{path} is damaged: {full[:100]} fits no weight of the model beside it")
+    arrays = safetensors.read(path)
+    for full, value in arrays.items():
+        kind, _, name = full.rpartition("/")
+        fits = name in params and params[name].shape == value.shape and (kind == "params" or kind[:6] == "state/")
+        refuse(not fits, f"{path} is damaged: {full[:100]} fits no weight of the model beside it")
         if kind == "params":
             params[name][...] = xp.asarray(value)
-            missing.discard(name)
         else:
-            state.setdefault(name, {})[key] = xp.array(value)
-    if missing:
-        raise ValueError(f"{path} is damaged: it has no {min(missing)}")
+            state.setdefault(name, {})[kind[6:]] = xp.array(value)
+    for name in params:
+        refuse(f"params/{name}" not in arrays, f"{path} is damaged: it has no {name}")
 
 
 def read_progress(folder, kind):
@@ -272,22 +268,20 @@ def read_progress(folder, kind):
     ValueError for what no run with such settings wrote.
     """
     path = os.path.join(folder, "training.safetensors")
-    if not os.path.exists(path):
-        raise ValueError(f"{folder} holds no run to go on with")
+    refuse(not os.path.exists(path), f"{folder} holds no run to go on with")
+    known = kind.__dataclass_fields__.keys()
     try:
         progress = json.loads(safetensors.metadata(path)["progress"])
         given = {name: value for name, value in progress["settings"].items() if value is not None}
         numbers = [progress[name] for name in ("step", "seconds", "prepared")]
         good = type(numbers[0]) is int and all(0 <= number < math.inf for number in numbers)
         good = good and isinstance(progress["data"], str) and {"minutes", "steps"} & given.keys()
-        if good and given.keys() <= kind.__dataclass_fields__.keys():
-            cli.check(settings := kind(**given))
+        cli.check(settings := kind(**{name: given[name] for name in given.keys() & known}))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         good = False
-    if not good:
-        raise ValueError(f"{path} is damaged: its header does not say how far a run had come")
-    if strange := sorted(given.keys() - kind.__dataclass_fields__.keys()):
-        raise ValueError(f"the run in {folder} has a setting {strange[0]!r:.60}, which this program does not know")
+    refuse(not good, f"{path} is damaged: its header does not say how far a run had come")
+    for name in sorted(given.keys() - known):
+        raise ValueError(f"the run in {folder} has a setting {name!r:.60}, which this program does not know")
     return progress, settings
 
 
@@ -298,12 +292,6 @@ def best_in(folder):
         return {"step": int(notes["step"]), "val_loss": float(notes["val_loss"])}
     except (KeyError, TypeError, ValueError):  # written by something else: any validation is better
         return {"step": -1, "val_loss": math.inf}
-
-
-def _parsed(line):
-    """A line of JSON; None for one that was cut off as it was being written."""
-    with suppress(ValueError):
-        return json.loads(line)
 
 
 # ------------------------------------------------------------------------------------------ process and its end
@@ -319,8 +307,7 @@ def keep_freed_memory():
 
 
 def report(run, final, text, advice):
-    """Prints the result (for a text, beside what compressors need for it), draws the loss curve, and says what to do
-    next.
+    """Prints the result (for a text, beside what compressors need for it), and draws the loss curve.
 
     final: the last line of the run's metrics. text: the bytes of the test part, or None. advice: options of model.py.
     """
@@ -334,20 +321,19 @@ def report(run, final, text, advice):
         print("bits per byte of it (the compressors begin with nothing, the model has read the training text):")
         packed = {"xz": lzma.compress(text, preset=9 | lzma.PRESET_EXTREME), "bz2": bz2.compress(text, 9)}
         packed["gzip"] = gzip.compress(text, 9)
-        bits = {"this model": final["test_bits_per_byte"]}
-        for name, value in (bits | {name: 8 * len(some) / len(text) for name, some in packed.items()}).items():
+        bits = {name: 8 * len(some) / len(text) for name, some in packed.items()}
+        for name, value in {"this model": final["test_bits_per_byte"], **bits}.items():
             print(f"  {name:12}{value:6.3f}")
-    draw(run.metrics, os.path.join(run.folder, "loss.png"), best["step"])
-    print(f"loss curve: {os.path.join(run.folder, 'loss.png')}")
-    print(f"talk to it: python model.py --load {run.folder} {advice}")
+    draw(run.metrics, picture := os.path.join(run.folder, "loss.png"), best["step"])
+    print(f"loss curve: {picture}\ntalk to it: python model.py --load {run.folder} {advice}")
 
 
 def draw(lines, path, best_step):
     """The loss of a run against its steps, and the step whose weights are kept."""
+    curve = lambda name: np.reshape([(line["step"], line[name]) for line in lines if name in line], (-1, 2)).T
     with figure(path) as axes:
-        for part, label, style in ("train", "training", "-"), ("val", "validation", "o-"), ("test", "test", "*"):
-            points = [(line["step"], line[f"{part}_loss"]) for line in lines if f"{part}_loss" in line]
-            points = points if part != "test" else [(best_step, loss) for _, loss in points[-1:]]
-            axes.plot(*zip(*points), style, markersize=4 if part == "val" else 12, label=label) if points else None
+        axes.plot(*curve("train_loss"), label="training")
+        axes.plot(*curve("val_loss"), "o-", markersize=4, label="validation")
+        axes.plot(best_step, lines[-1]["test_loss"], "*", markersize=12, label="test")
         axes.axvline(best_step, color="grey", linewidth=0.8, linestyle=":", label="weights kept")
         axes.set(xlabel="step", ylabel="loss (nats a token)", title="Training")

@@ -5,11 +5,14 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+
+from threadpoolctl import ThreadpoolController
 
 from engine.backend import np, xp
 
 _worker = threading.local()
-_blas = None
+_blas = cache(ThreadpoolController)  # made once, as it looks through all libraries
 
 
 def cores():
@@ -24,27 +27,19 @@ def thread_pool(threads):
 
     Yields a Pool. Ctrl-C does not wait for the pieces that are being computed; any other end does.
     """
-    from threadpoolctl import ThreadpoolController
-
-    global _blas
-    _blas = _blas or ThreadpoolController()
-    begin = lambda: setattr(_worker, "busy", True)
-    executor, wait = ThreadPoolExecutor(threads, initializer=begin), True
-    with _blas.limit(limits=1, user_api="blas"):
+    pool, wait = Pool(threads, initializer=lambda: setattr(_worker, "busy", True)), True
+    with _blas().limit(limits=1, user_api="blas"):
         try:
-            yield Pool(executor, threads)
+            yield pool
         except KeyboardInterrupt:
             wait = False
             raise
         finally:
-            executor.shutdown(wait, cancel_futures=True)
+            pool.shutdown(wait, cancel_futures=True)
 
 
-class Pool:
-    """The threads of a ThreadPoolExecutor, with a `map` for results as large as a model."""
-
-    def __init__(self, executor, threads):
-        self.executor, self.threads = executor, threads
+class Pool(ThreadPoolExecutor):
+    """Threads with a `map` for results as large as a model."""
 
     def map(self, function, *iterables):
         """The built-in `map`, ahead of whoever iterates: results come in order, and at most threads + 1 of them are
@@ -54,8 +49,8 @@ class Pool:
         ahead = deque()
         try:
             for job in zip(*iterables):
-                ahead.append(self.executor.submit(function, *job))
-                if len(ahead) > self.threads:
+                ahead.append(self.submit(function, *job))
+                if len(ahead) > self._max_workers:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
