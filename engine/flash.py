@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from engine import flash_cuda
 from engine.backend import np, xp
-from engine.flash_plan import Everywhere
+from engine.flash_plan import Everywhere, grid
 from engine.threads import in_parallel
 
 
@@ -22,16 +22,12 @@ def plan(mask, queries, keys, height, width, unit):
     them see, `width` at a time, a slice or, where they lie apart, an array of indices; every: whether each of them sees
     all of cols. The mask is asked for `height` queries by `unit` keys at a time.
     """
-    mask, offset = mask or Everywhere, keys - queries  # the first query's position among the keys
+    mask = mask or Everywhere
     if mask.grain > 1:
         height = unit = mask.grain
-    starts = np.arange(offset - offset % mask.grain, keys, height)
-    first_query, first_key = np.maximum(starts, offset)[:, None], np.arange(0, keys, unit)[None]
-    last_query, last_key = np.minimum(starts + height, keys)[:, None] - 1, np.minimum(first_key + unit, keys) - 1
-    some, every = mask.tile(first_query, last_query, first_key, last_key)
-    some, every = (np.broadcast_to(x, (len(starts), first_key.size)) for x in (some, every))
+    some, every = grid(mask.tile, mask.grain, keys, keys - queries, height, 0, unit)
     tiles = []
-    for i in range(len(starts)):
+    for i, start in enumerate(range(0, queries, height)):
         columns = []
         for full in True, False:
             units = np.flatnonzero(some[i] & (every[i] == full))
@@ -40,7 +36,7 @@ def plan(mask, queries, keys, height, width, unit):
             for part in np.split(seen, range(width, len(seen), width)) if len(seen) else ():
                 together = part[-1] - part[0] == len(part) - 1
                 columns.append((slice(int(part[0]), int(part[-1]) + 1) if together else xp.asarray(part), full))
-        tiles.append((slice(int(first_query[i, 0]) - offset, int(last_query[i, 0]) - offset + 1), columns))
+        tiles.append((slice(start, min(start + height, queries)), columns))
     return tiles
 
 
