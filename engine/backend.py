@@ -7,25 +7,18 @@ import os
 
 import numpy as np
 
-
-def _choose():
-    name = os.environ.get("BACKEND", "")
-    if name not in ("", "numpy", "cupy"):
-        raise ValueError(f"BACKEND must be numpy or cupy, not {name!r}")
-    if name == "numpy":
-        return np
+xp, _name = np, os.environ.get("BACKEND", "")
+if _name not in ("", "numpy", "cupy"):
+    raise ValueError(f"BACKEND must be numpy or cupy, not {_name!r}")
+if _name != "numpy":
     try:
         import cupy
 
         cupy.cuda.runtime.getDeviceCount()
-        return cupy
+        xp = cupy
     except Exception:  # no CuPy, no driver or no device: each has its own exception, and all mean "no GPU"
-        if name == "cupy":
+        if _name == "cupy":
             raise
-        return np
-
-
-xp = _choose()
 
 
 def to_numpy(array):

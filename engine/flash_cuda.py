@@ -33,12 +33,12 @@ def instances(half, dim):
 
 
 def shared_bytes(half, dim):
-    """Of each kernel: tiles that stay, two that pass, two on their way, p between threads, log_sum and along."""
-    tile_row = dim * (2 if half else 4) + 16  # with its padding
-    scratch = [0 if half else rows * (cols + 8) * 4 for rows, cols in TILES[half, dim]]
-    tiles = [(staying * rows + 4 * cols) * tile_row for (rows, cols), staying in zip(TILES[half, dim], (1, 2, 2))]
-    sums = 0, 0, 2 * 2 * TILES[half, dim][2][1] * 4
-    return [sum(parts) for parts in zip(scratch, tiles, sums)]
+    """Of each kernel: tiles that stay, two that pass, two on their way, p between threads, L and D."""
+    sizes, tile_row = [], dim * (2 if half else 4) + 16  # with its padding
+    for (rows, cols), staying, sums in zip(TILES[half, dim], (1, 2, 2), (0, 0, 2)):
+        scratch = 0 if half else rows * (cols + 8) * 4
+        sizes.append(scratch + (staying * rows + 4 * cols) * tile_row + 2 * sums * cols * 4)
+    return sizes
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def launchers(half, dim):
         kernel.max_dynamic_shared_size_bytes = size  # above 48 KB only if asked for
         return lambda grid, arguments: kernel(grid, (THREADS,), arguments, shared_mem=size)
 
-    return [launcher(*each) for each in zip(instances(half, dim), shared_bytes(half, dim))]
+    return [*map(launcher, instances(half, dim), shared_bytes(half, dim))]
 
 
 def usable(q, v):

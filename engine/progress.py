@@ -3,14 +3,14 @@
 import itertools
 from time import perf_counter
 
+from tqdm import tqdm
+
 
 def clock(label, seconds, steps=1):
     """Yields the fraction done, 0 to 1, until both the seconds from now and the least number of steps are over.
 
     label: of a progress bar; None for none. There is none either where standard error is no terminal.
     """
-    from tqdm import tqdm
-
     began = perf_counter()
 
     def ticks():

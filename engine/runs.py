@@ -133,8 +133,7 @@ class Run:
 
         if self.over:
             print(f"the run in {self.folder} is finished, after {self.step:,} steps: more --minutes or --steps go on")
-        form = "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
-        self.interrupted = []
+        self.interrupted, form = [], "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with tqdm(total=1.0, initial=self.done, bar_format=form, disable=None) as self.bar:

@@ -25,10 +25,9 @@ def run_program(program, seconds=3.0, megabytes=512, unconfined=False):
     input; its output goes nowhere. That it came to its end is not told by an exit status or by text, which any program
     can forge, but by a random token (`run_confined`).
 
-    What such a verdict promises: a program that fails, stops, hangs or merely claims success does not pass. What no
-    verdict from within the program's own process can promise: that a program made to deceive did not pass. Python has
-    no walls within a process; a program can skip its own asserts, search its memory for the token, or return an object
-    that is equal to everything, which passes any assert. What passes for no good reason is for a reader to find.
+    A program that fails, stops, hangs or merely claims success does not pass. No verdict from within its own process
+    can promise that a program made to deceive did not: it can skip its own asserts, search its memory for the token, or
+    return an object that is equal to everything. What passes for no good reason is for a reader to find.
     Raises ValueError where the system is not Linux, and, unless `unconfined`, where its kernel does not confine: if it
     refuses namespaces, network and processes stay open; if it neither mounts read-only nor has Landlock, files do. If
     of these it has only Landlock, the access rights and times of the user's own files are left to the audit hook.

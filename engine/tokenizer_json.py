@@ -97,15 +97,16 @@ class Content:
         if not all(type(i) is int and 0 <= i < self.vocab_size for i in self.bos + self.eos):
             raise ValueError("tokenizer.json puts an id before or after a text that is no token")
 
-        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-        for merge in merges:
-            pair = isinstance(merge, list) and [*map(type, merge)] == [str, str]
-            if not pair or not vocab.keys() >= {*merge, "".join(merge)}:
-                raise ValueError(f"tokenizer.json has a merge that is not of two tokens into a third, {shown(merge)}")
-        self.results = [vocab[left + right] for left, right in merges]
+        self.results, self.ranks = [], {}
         forged = {*self.special.values()}  # no merge may make a special token out of text
-        pairs = [(vocab[left], vocab[right]) for left, right in merges]
-        self.ranks = {pair: rank for rank, pair in enumerate(pairs) if self.results[rank] not in forged}
+        for merge in merges:
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            good = isinstance(pair, list) and [*map(type, pair)] == [str, str]
+            if not good or not vocab.keys() >= {*pair, "".join(pair)}:
+                raise ValueError(f"tokenizer.json has a merge that is not of two tokens into a third, {shown(pair)}")
+            if (result := vocab["".join(pair)]) not in forged:
+                self.ranks[vocab[pair[0]], vocab[pair[1]]] = len(self.results)
+            self.results.append(result)
         whole = vocab.values() if model.get("ignore_merges") else ()
         self.whole = {self.token_bytes[i]: i for i in whole if i not in forged}
 
