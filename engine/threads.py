@@ -27,7 +27,7 @@ def thread_pool(threads):
 
     Yields a Pool. Ctrl-C does not wait for the pieces that are being computed; any other end does.
     """
-    pool, wait = Pool(threads, initializer=lambda: setattr(_worker, "busy", True)), True
+    pool, wait = Pool(threads), True
     with _blas().limit(limits=1, user_api="blas"):
         try:
             yield pool
@@ -41,6 +41,10 @@ def thread_pool(threads):
 class Pool(ThreadPoolExecutor):
     """Threads with a `map` for results as large as a model."""
 
+    def __init__(self, threads):
+        super().__init__(threads, initializer=lambda: setattr(_worker, "busy", True))
+        self.threads = threads
+
     def map(self, function, *iterables):
         """The built-in `map`, ahead of whoever iterates: results come in order, and at most threads + 1 of them are
         being computed or wait to be taken. Nothing runs before the first is asked for; an exception, or an end of
@@ -50,7 +54,7 @@ class Pool(ThreadPoolExecutor):
         try:
             for job in zip(*iterables):
                 ahead.append(self.submit(function, *job))
-                if len(ahead) > self._max_workers:
+                if len(ahead) > self.threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

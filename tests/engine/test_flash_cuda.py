@@ -128,7 +128,7 @@ def test_the_kernels_compute_flash_attention(half, dim, place, request):
         shapes = [(batch, queries, heads), (batch, keys, kv_heads), (batch, keys, kv_heads), (batch, queries, heads)]
         arrays = [rng.standard_normal((*shape, dim)).astype(dtype).swapaxes(1, 2) for shape in shapes]
         *exact, exact_dy = (xp.asarray(x.astype(np.float64)) for x in arrays)
-        y, backward = attention(*exact, mask, scale)
+        y, backward = attention(*exact, mask, scale=scale)
         expected = [to_numpy(x) for x in (y, *backward(exact_dy))]
         q, k, v, dy = (xp.asarray(x) for x in arrays)
         y, backward = launch.flash_attention(q, k, v, mask, scale)
