@@ -59,6 +59,25 @@ def test_a_tile_is_what_its_pairs_are(batch, queries, before, data):
 
 
 @fast
+@given(st.integers(2, 12), st.data())
+def test_a_grid_of_tiles_is_answered_as_each_tile_alone(cells, data):
+    rows, columns = 2, 4
+    mask = data.draw(masks(3, cells * rows * columns))
+    height, width = (-(-cells * n // mask.grain) * mask.grain for n in (columns, rows))
+    keys = cells * rows * columns
+    edges = [(start, min(start + height, keys) - 1) for start in range(0, keys, height)][:rows]
+    sides = [(start, min(start + width, keys) - 1) for start in range(0, keys, width)][:columns]
+    q, k = np.array(edges).T[:, :, None], np.array(sides).T[:, None, :]
+    some, every = (np.broadcast_to(x, (len(edges), len(sides))) for x in mask.tile(*q, *k))
+    pairs = np.broadcast_to(to_numpy(mask.matrix(keys, keys)), (3, 1, keys, keys))
+    for i, j in np.ndindex(some.shape):
+        alone = mask.tile(*(np.array([[x]]) for x in (*edges[i], *sides[j])))
+        assert [some[i, j], every[i, j]] == [bool(x[0, 0]) for x in alone]
+        tile = pairs[:, :, edges[i][0] : edges[i][1] + 1, sides[j][0] : sides[j][1] + 1]
+        assert (some[i, j] or not tile.any()) and (not every[i, j] or tile.all())
+
+
+@fast
 @given(st.integers(1, 12), st.integers(0, 5), st.integers(1, 9))
 def test_causal_and_window_are_what_they_say(queries, before, size):
     keys = before + queries
@@ -132,6 +151,22 @@ def test_bigbird_draws_from_the_blocks_so_far_and_anew_for_another_seed():
     draws = [to_numpy(sparse("bigbird", 1, 1, global_blocks=0, random_blocks=3, seed=s).matrix(40, 40)) for s in (0, 1)]
     assert not np.triu(draws[0], 1).any() and (draws[0] != draws[1]).any()
     assert (draws[0].sum(axis=1) > 1).mean() > 0.8
+
+
+def test_a_sparse_mask_has_blocks_of_64_tokens_and_bigbird_a_global_and_two_random_ones():
+    mask = sparse("bigbird")
+    assert mask.grain == 64 and causal.grain == window(3).grain == (causal & window(3)).grain == 1
+    given_all = sparse("bigbird", stride=4, block=64, global_blocks=1, random_blocks=2, seed=0)
+    blocks = np.arange(0, 64 * 200, 64)
+    seen = to_numpy(mask.sees(xp.asarray(blocks)[:, None], xp.asarray(blocks)[None]))
+    assert (seen == to_numpy(given_all.sees(xp.asarray(blocks)[:, None], xp.asarray(blocks)[None]))).all()
+    number = np.arange(200)
+    local = abs(number[:, None] - number) < 4
+    assert seen[local].all() and seen[0].all() and seen[:, 0].all() and not seen[1].all()
+    at_random = (seen & ~local)[20:, 1:].sum(axis=1)  # beside the neighbours and the global block
+    assert at_random.max() == 2 and at_random.mean() > 1.5
+    near = sparse("window").sees(xp.asarray([[0]]), xp.asarray([[255, 256]]))  # the first four blocks of 64
+    assert to_numpy(near).tolist() == [[True, False]]
 
 
 def test_a_pattern_that_is_not_there_is_refused():

@@ -109,9 +109,10 @@ def test_rope_turns_each_pair_by_its_angle(dim, interleaved, seed):
 
 
 @fast
-@given(even, st.integers(1, 9), seed)
-def test_rope_is_the_textbook_rope(dim, time, seed):
-    x, (cos, sin) = normal(seed, 2, 3, time, dim), tables(xp.arange(time) + 5, dim)
+@given(even, st.integers(1, 9), st.booleans(), seed)
+def test_rope_is_the_textbook_rope(dim, time, own_positions, seed):
+    positions = xp.arange(2 * time).reshape(2, 1, time) if own_positions else xp.arange(time) + 5
+    x, (cos, sin) = normal(seed, 2, 3, time, dim), tables(positions, dim)
     close(posenc.rope(x, cos, sin)[0], posenc.textbook_rope(x, cos, sin), 1e-14)
 
 
@@ -197,6 +198,28 @@ def test_every_frequency_lies_between_none_and_linear(kind, dim, base, factor):
     frequencies, _ = posenc.rope_frequencies(dim, base, {"rope_type": kind, "factor": factor} | EXTENSION)
     assert (frequencies <= plain * (1 + 1e-12)).all() and (frequencies >= plain / factor * (1 - 1e-12)).all()
     close(frequencies[0], plain[0])  # the fastest pair, six tokens a turn, is never slowed
+
+
+@pytest.mark.parametrize(
+    "factor, mscale, expected",
+    [(40, 1.0, 1 + 0.1 * math.log(40)), (40, 0.707, 1 + 0.0707 * math.log(40)), (1.5, 1.0, 1 + 0.1 * math.log(1.5)),
+     (40, 0, 1), (40, None, 1), (1, 1.0, 1), (0.5, 1.0, 1)],
+)  # fmt: skip
+def test_the_temperature_of_yarn_is_the_papers_and_that_of_a_shorter_context_is_one(factor, mscale, expected):
+    assert posenc.attention_temperature(factor, mscale) == pytest.approx(expected, rel=1e-12)
+    if mscale == 1:
+        assert posenc.attention_temperature(factor) == posenc.attention_temperature(factor, 1.0)
+
+
+def test_yarn_keeps_from_32_turns_on_and_stretches_below_one_where_nothing_else_is_said():
+    """Peng et al. 2023, section 3.2: α = 1 and β = 32."""
+    scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096, "truncate": False}
+    frequencies, _ = posenc.rope_frequencies(128, 1e4, scaling)
+    close(frequencies, posenc.rope_frequencies(128, 1e4, scaling | {"beta_fast": 32, "beta_slow": 1})[0], 0)
+    speed = posenc.pair_frequencies(128)
+    turns = 4096 * speed / (2 * math.pi)
+    assert ((frequencies == speed) == (turns >= 32)).all()
+    assert ((abs(frequencies * 8 / speed - 1) < 1e-12) == (turns <= 1)).all()
 
 
 # --- alibi ---
