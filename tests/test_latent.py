@@ -1,11 +1,13 @@
 """Multi-head latent attention: gradients, the keys and values it stands for, and the cache of latents."""
 
+import pytest
 from gradcheck import check, close, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attention import fast, maybe_window, rope_tables, seed
 from test_masks import causal_window
 
+import latent
 import posenc
 from attention import KVCache, Options, attention
 from engine import xp
@@ -102,3 +104,76 @@ def test_cached_latents_are_uncached_attention(sizes, steps, seed):
             close(part, whole[:, now])
             start += step
         assert [buffer.shape[1] * buffer.shape[3] for buffer in cache.buffers] == [rank + 2 * half]
+
+
+@fast
+@given(latent_sizes, st.booleans(), seed)
+def test_rows_may_have_positions_of_their_own(sizes, interleaved, seed):
+    """As left-padded ones have: a row of a batch is what it is alone."""
+    heads, rank, nope, half, v_dim = sizes
+    weights, x = latent_weights(seed, 6, heads, rank, nope, 2 * half, v_dim, q_rank=4), normal(seed, 2, 5, 6)
+    tables = posenc.rope_tables(
+        xp.asarray([[[0, 0, 1, 2, 3]], [[0, 1, 2, 3, 4]]]), posenc.pair_frequencies(2 * half), dtype=xp.float64
+    )
+    y, backward = latent_attention(x, weights, heads, v_dim, Options(rope=tables), interleaved)
+    dx, _ = backward(y)
+    for row in range(2):
+        options = Options(rope=tuple(table[row, 0] for table in tables))
+        alone, alone_backward = latent_attention(x[row : row + 1], weights, heads, v_dim, options, interleaved)
+        close(y[row : row + 1], alone)
+        close(dx[row : row + 1], alone_backward(alone)[0])
+
+
+# --- which of the two runs ---
+
+
+def which_runs(sizes, queries, before, absorb=None, cached=True):
+    """Says whether latent_attention chose "absorbed" or "expanded" for so many queries after so many cached tokens."""
+    heads, rank, nope, half, v_dim = sizes
+    ran, x = [], xp.ones((1, before + queries, 2))
+    weights, (cos, sin) = (
+        latent_weights(0, 2, heads, rank, nope, 2 * half, v_dim),
+        rope_tables(before + queries, 2 * half),
+    )
+    cache = KVCache() if cached else None
+    recorder = lambda name, attend: lambda *arguments: (ran.append(name), attend(*arguments))[1]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, attend in ("absorbed", absorbed_attention), ("expanded", expanded_attention):
+            patch.setattr(latent, f"{name}_attention", recorder(name, attend))
+        for part in (slice(before), slice(before, before + queries)) if before else (slice(queries),):
+            options = Options(rope=(cos[part], sin[part]), cache=cache)
+            latent_attention(x[:, part], weights, heads, v_dim, options, absorb=absorb)
+    return ran[-1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.integers(1, 10),
+    st.integers(1, 20),
+    st.integers(1, 40),
+)
+def test_a_cache_chooses_what_multiplies_less(heads, rank, nope, half, v_dim, queries):
+    """Of each key and head: its score and its part of the output for each query, once as a latent vector of
+    [c^KV ; k^R] and c^KV, once as a key [k^C ; k^R] and a value, which have to be made of c^KV first."""
+    score, output = rank + 2 * half, rank
+    absorbed = queries * score + queries * output
+    score, output, make_key, make_value = nope + 2 * half, v_dim, nope * rank, v_dim * rank
+    expanded = make_key + make_value + queries * score + queries * output
+    if absorbed != expanded:
+        cheaper = "absorbed" if absorbed < expanded else "expanded"
+        assert which_runs((heads, rank, nope, half, v_dim), queries, 3) == cheaper
+
+
+def test_deepseek_v3_absorbs_up_to_170_queries():
+    sizes = 1, 512, 128, 32, 128  # of each head
+    assert [which_runs(sizes, queries, 4) for queries in (1, 170, 171)] == ["absorbed", "absorbed", "expanded"]
+
+
+def test_without_a_cache_keys_are_made_and_who_asks_for_one_way_gets_it():
+    sizes = 2, 30, 20, 1, 20
+    assert which_runs(sizes, 1, 0) == "absorbed" and which_runs(sizes, 1, 0, cached=False) == "expanded"
+    assert which_runs(sizes, 1, 0, absorb=False) == "expanded"
+    assert which_runs(sizes, 1, 0, absorb=True, cached=False) == "absorbed"
