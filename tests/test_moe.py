@@ -129,6 +129,30 @@ def test_a_token_keeps_to_its_best_groups(groups, in_group, data, seed):
 
 
 @fast
+@given(st.integers(1, 20), st.integers(60, 256), seed)
+def test_of_many_experts_the_best_are_chosen(k, experts, seed):
+    scores = normal(seed, 6, experts)
+    chosen = to_numpy(moe.choose(scores, k))
+    assert (np.sort(chosen) == np.sort(np.argsort(-to_numpy(scores))[:, :k])).all()
+
+
+def test_a_token_keeps_to_one_group_where_nothing_else_is_said():
+    scores, x, weight = normal(0, 50, 12), normal(1, 50, 4), normal(2, 12, 4)
+    assert (xp.sort(moe.choose(scores, 3, 4)) == xp.sort(moe.choose(scores, 3, 4, 1))).all()
+    (chosen, _, _), _ = moe.route(x, weight, 3, n_group=4)
+    assert (xp.ptp(chosen // 3, axis=1) == 0).all()  # three experts a group
+
+
+@fast
+@given(st.lists(st.integers(1, 3), max_size=2), st.integers(1, 5), seed)
+def test_divided_by_sum_has_a_sum_of_one_over_the_last_axis(lead, size, seed):
+    a = abs(normal(seed, *lead, size)) + 0.1
+    y, _ = moe.divided_by_sum(a)
+    close(y, a / a.sum(axis=-1, keepdims=True))
+    check(moe.divided_by_sum, a)
+
+
+@fast
 @given(experts_and_k, seed)
 def test_the_order_of_the_tokens_and_other_sequences_do_not_matter(sizes, seed):
     (experts, k), x = sizes, normal(seed, 2, 5, 4)
@@ -157,6 +181,8 @@ def test_the_auxiliary_loss_is_its_formula_and_one_for_an_even_load(sizes, batch
             by_hand += experts * (numbers == i).sum() / (time * k) * row[:, i].mean() / batch
     assert loss == pytest.approx(by_hand)
     check(lambda p: moe.load_balancing_loss(p, chosen), p)
+    _, backward = moe.load_balancing_loss(p, chosen)
+    close(backward(), backward(1.0), 0)
     even = xp.full((1, experts, experts), 1 / experts)
     each_once = (xp.arange(experts)[:, None] + xp.arange(k)) % experts
     assert moe.load_balancing_loss(even, each_once[None])[0] == pytest.approx(1)
@@ -193,6 +219,26 @@ def test_the_bias_lifts_who_has_little_to_do():
     bias = xp.zeros(4)
     moe.adjust_bias(bias, xp.asarray([10, 2, 4, 0]), update_speed=0.1)
     close(bias, [-0.1, 0.1, 0, 0.1])
+    moe.adjust_bias(bias, xp.asarray([10, 2, 4, 0]))  # at the speed of DeepSeek V3, 0.001
+    close(bias, [-0.101, 0.101, 0, 0.101])
+
+
+def test_the_balance_has_no_weight_where_none_is_given():
+    weights, x = layer(0, 4, 5), normal(1, 2, 3, 4)
+    grads = [moe.mixture_of_experts(x, weights, 2, observe={}, **more)[1](x)[1] for more in ({}, {"balance": 0.0})]
+    close(grads[0]["gate.weight"], grads[1]["gate.weight"], 0)
+
+
+@fast
+@given(experts_and_k, st.integers(1, 3), seed)
+def test_an_expert_without_tokens_computes_nothing(sizes, tokens, seed):
+    (experts, k), calls = sizes, []
+    chosen, x = any_choice(seed, tokens, experts, k), normal(seed, tokens, 4)
+    weights = [expert(seed + 2 + 3 * i, 4, 3) for i in range(experts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moe, "swiglu", lambda x, weights: (calls.append(len(x)), swiglu(x, weights))[1])
+        moe.chosen_experts(x, chosen, normal(seed, tokens, k), weights)
+    assert sorted(calls) == sorted(n for n in to_numpy(moe.loads(chosen, experts)).tolist() if n)
 
 
 @pytest.mark.parametrize("way", ["auxiliary loss", "bias"])
