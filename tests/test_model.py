@@ -73,6 +73,45 @@ def tokens_of(seed, config, *shape):
     return xp.asarray(np.random.default_rng(seed).integers(0, config.vocab_size, shape))
 
 
+@pytest.mark.parametrize("layers", [1, 2, 8])
+def test_new_weights_keep_the_variance_of_the_residual_stream(layers):
+    """Radford et al. 2019: what writes into it is smaller by √(2 layers)."""
+    config = dataclasses.replace(
+        TINY, vocab_size=300, hidden_size=96, intermediate_size=128, num_hidden_layers=layers, head_dim=24,
+        attention_bias=True, initializer_range=0.03,
+    )  # fmt: skip
+    params = model.init(config)
+    for name, w in params.items():
+        assert w.dtype == np.float32
+        if w.ndim == 1:
+            assert (w == (1 if "norm" in name else 0)).all()
+            continue
+        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+        assert float(w.std()) == pytest.approx(0.03 / (2 * layers) ** 0.5 if writes else 0.03, rel=0.05), name
+        assert abs(float(w.mean())) < 0.002
+    first, same, other = (model.init(config, s)["model.embed_tokens.weight"] for s in (0, 0, 1))
+    close(first, params["model.embed_tokens.weight"], 0)
+    close(first, same, 0)
+    assert (first != other).any()
+
+
+@fast
+@given(variant, st.integers(1, 3), seed)
+def test_with_the_count_of_the_batch_its_parts_add_up(config, cut, seed):
+    params, (tokens, targets) = (
+        model.init(config, seed, np.float64),
+        (tokens_of(seed + i, config, 4, 5) for i in (0, 1)),
+    )
+    targets[0, :3] = -100
+    whole, backward = model.loss(params, config, tokens, targets)
+    rows = slice(cut), slice(cut, 4)
+    parts = [model.loss(params, config, tokens[r], targets[r], count=17) for r in rows]
+    assert whole == pytest.approx(sum(value for value, _ in parts))
+    grads, (one, other) = backward(), (part_backward() for _, part_backward in parts)
+    for name, g in grads.items():
+        close(g, one[name] + other[name])
+
+
 # the numbers are fixed because a step of a central difference may carry a token over the edge between two experts
 @settings(max_examples=24, deadline=None, derandomize=True)
 @given(variant, seed)
@@ -236,6 +275,28 @@ def test_a_bidirectional_model_sees_later_tokens():
     assert abs(model.forward(params, config, tokens)[0] - model.forward(params, config, other)[0])[0, 0].max() > 1e-6
 
 
+@fast
+@given(st.sampled_from([1, 2]), st.lists(st.integers(0, 12), min_size=1, max_size=24), seed)
+def test_gaps_are_filled_with_the_likeliest_token_but_the_gap_itself(layers, tokens, seed):
+    config, mask_id = dataclasses.replace(TINY, causal=False, num_hidden_layers=layers), 5
+    params = model.init(config, seed)
+    filled = model.fill(params, config, tokens, mask_id)
+    logits = to_numpy(model.forward(params, config, xp.asarray(np.array([tokens])))[0])[0]
+    others = np.delete(np.arange(13), mask_id)
+    for before, after, row in zip(tokens, filled, logits, strict=True):
+        assert after == (others[row[others].argmax()] if before == mask_id else before)
+
+
+def test_what_cannot_be_filled_is_refused():
+    with pytest.raises(ValueError, match="trained to continue"):
+        model.fill(model.init(TINY), TINY, [1], 0)
+    config = dataclasses.replace(TINY, causal=False)
+    with pytest.raises(ValueError, match="25 tokens .* 24"):
+        model.fill(model.init(config), config, [1] * 25, 0)
+    with pytest.raises(ValueError, match="fill gaps"):
+        model.generate(model.init(config), config, [1], 1)
+
+
 # --- generation ---
 
 
@@ -317,6 +378,30 @@ def test_sampling_keeps_to_the_likeliest(vocab, top_k, top_p, temperature, seed)
     drawn = model.sample(xp.asarray(np.tile(logits, (200, 1))), temperature, top_k, top_p, rng)
     assert set(drawn.tolist()) <= set(kept.tolist())
     assert model.sample(xp.asarray(logits[None]))[0] == order[0]
+
+
+def test_likeliest_of_all_is_drawn_where_nothing_else_is_said():
+    params, prompt = model.init(TINY, 3), [1, 2, 3]
+    assert list(model.generate(params, TINY, prompt, 9)) == greedy_without_cache(params, TINY, prompt, 9)
+    drawn = [list(model.generate(params, TINY, prompt, 9, temperature=2.0, **more)) for more in (
+        {}, {"rng": np.random.default_rng(0)}, {"rng": np.random.default_rng(1)})]  # fmt: skip
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_logits_of_any_size_and_a_temperature_near_zero_can_be_drawn_from():
+    logits = xp.asarray(np.array([[1e4, 1e4 - 1, -1e4], [-1e4, 0, 1e4], [-1e4, -1e4, -1e4]]))
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        for keep in {}, {"top_k": 2}, {"top_p": 0.9}:
+            drawn = [model.sample(logits, 1.0, rng=np.random.default_rng(s), **keep) for s in range(50)]
+            assert {row[1] for row in drawn} == {2} and {row[0] for row in drawn} == {0, 1}
+        assert {model.sample(logits, 1e-3, rng=np.random.default_rng(s))[0] for s in range(50)} == {0}
+
+
+@pytest.mark.parametrize("top_p, kept", [(0.1, 1), (0.25, 1), (0.3, 2), (0.5, 2), (0.75, 3), (0.8, 4), (1.0, 4)])
+def test_the_nucleus_is_the_fewest_that_have_the_probability(top_p, kept):
+    logits = xp.asarray(np.tile([-np.inf, 0.0, 0.0, 0.0, 0.0], (500, 1)))  # exactly a quarter each
+    draws = model.sample(logits, 1.0, top_p=top_p, rng=np.random.default_rng(0))
+    assert sorted(set(draws.tolist())) == list(range(1, 1 + kept))
 
 
 def test_sampling_follows_the_softmax():

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from gradcheck import check, close, normal
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import moe
@@ -129,7 +129,8 @@ def test_a_token_keeps_to_its_best_groups(groups, in_group, data, seed):
 
 
 @fast
-@given(st.integers(1, 20), st.integers(60, 256), seed)
+@given(st.integers(1, 20), st.sampled_from([60, 256, 3000]), seed)
+@example(1, 3000, 0)
 def test_of_many_experts_the_best_are_chosen(k, experts, seed):
     scores = normal(seed, 6, experts)
     chosen = to_numpy(moe.choose(scores, k))
