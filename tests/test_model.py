@@ -267,6 +267,27 @@ def test_every_layer_observes_its_heads_and_experts():
     assert [int(observed[i]["load"].sum()) for i in (1, 2)] == [2 * 12, 2 * 10]
 
 
+@pytest.mark.parametrize("name", ["experts", "latent", "llama"])
+def test_the_balance_of_a_loss_is_that_of_its_layers_with_experts(name):
+    config, observed = dataclasses.replace(TINY, **VARIANTS[name]), {}
+    params, tokens = model.init(config, 0), tokens_of(0, config, 2, 6)
+    loss, _ = model.loss(params, config, tokens, tokens, observe=observed, balance=0.1)
+    losses = observed.pop("losses")
+    balances = [seen["balance"] for seen in observed.values() if "balance" in seen]
+    assert len(balances) == {"experts": 2, "latent": 1, "llama": 0}[name]  # the first layer of latent is dense
+    assert losses["balance"] == pytest.approx(0.1 * sum(balances)) and loss == pytest.approx(sum(losses.values()))
+
+
+def test_a_token_keeps_to_one_group_of_experts_where_a_config_does_not_say_of_how_many():
+    config = dataclasses.replace(TINY, **VARIANTS["latent"])
+    params, tokens = model.init(config, 0), tokens_of(0, config, 4, 6)
+    silent, one, two = (
+        model.forward(params, dataclasses.replace(config, topk_group=n), tokens)[0] for n in (None, 1, 2)
+    )
+    close(silent, one, 0)
+    assert abs(silent - two).max() > 1e-6
+
+
 def test_a_bidirectional_model_sees_later_tokens():
     config = dataclasses.replace(TINY, causal=False)
     params, tokens = model.init(config, 0), tokens_of(0, config, 1, 6)
@@ -285,6 +306,11 @@ def test_gaps_are_filled_with_the_likeliest_token_but_the_gap_itself(layers, tok
     others = np.delete(np.arange(13), mask_id)
     for before, after, row in zip(tokens, filled, logits, strict=True):
         assert after == (others[row[others].argmax()] if before == mask_id else before)
+
+
+def test_the_whole_context_window_can_be_filled():
+    config = dataclasses.replace(TINY, causal=False)
+    assert model.fill(model.init(config), config, [1] * 24, 0) == [1] * 24
 
 
 def test_what_cannot_be_filled_is_refused():
@@ -319,6 +345,18 @@ def test_cached_batches_of_any_lengths_are_single_uncached_runs(config, lengths,
     together = np.stack(list(model.generate_batch(params, config, prompts, 7, stop=[])), axis=1)
     assert together.tolist() == expected
     assert list(model.generate(params, config, prompts[0], max_new_tokens=7, temperature=0)) == expected[0]
+
+
+@fast
+@given(st.sampled_from([1, 3]), st.none() | st.integers(1, 4), seed)
+def test_a_model_of_any_number_of_layers_generates(layers, window, seed):
+    config = dataclasses.replace(TINY, num_hidden_layers=layers)
+    if window:
+        config = dataclasses.replace(config, layer_types=("sliding_attention",) * layers, sliding_window=window)
+    params, prompts = model.init(config, seed, np.float64), [[1, 2], [3], [4, 5, 6, 7, 8]]
+    expected = [greedy_without_cache(params, config, prompt, 6) for prompt in prompts]
+    together = np.stack(list(model.generate_batch(params, config, prompts, 6, stop=[])), axis=1)
+    assert together.tolist() == expected
 
 
 @fast
