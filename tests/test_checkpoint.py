@@ -390,6 +390,8 @@ def test_smollm3_skips_rope_in_every_fourth_layer_or_as_often_as_it_says():
 
 
 def test_weights_beyond_a_quarter_of_the_memory_stay_in_the_file(tmp_path, monkeypatch):
+    if xp is not np:
+        pytest.skip("a GPU has its own memory")
     params = model.init(TINY, 0)
     model.save(tmp_path, params, TINY)
     size = sum(w.nbytes for w in params.values())
