@@ -64,6 +64,7 @@ def to_python(pattern, limit):
     return "".join(out)
 
 
+@lru_cache(maxsize=32)
 def splitter(pattern):
     """A function from a text to its pieces: the matches of a split pattern, and what lies between them."""
 
