@@ -1,7 +1,7 @@
 """Flash attention at speed, on the cores of a CPU. attention.textbook_flash_attention is what it computes; here
 
 - a plan says which tiles some pair sees, and which every pair: empty ones are skipped, and full ones need no mask;
-- heads that share a key head are more rows of one product, and short sequences share one tile;
+- heads that share a key-value head are more rows of one product, and short sequences share one tile;
 - a tile of scores is (keys, queries): NumPy finds the largest down a column three times as fast as along a row;
 - the cores share the tiles of long sequences.
 

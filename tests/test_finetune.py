@@ -9,7 +9,7 @@ import pytest
 from gradcheck import check, close, normal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from programs import command, finished, steps_logged, wait_for_step, weights
+from programs import CONFIG, command, finished, steps_logged, wait_for_step, weights
 
 import bpe
 import finetune
@@ -22,18 +22,8 @@ PROGRAM = "finetune.py"
 fast = settings(max_examples=60, deadline=None)
 seed = st.integers(0, 2**32 - 1)
 TEXT = "the cat sat on a mat and im_start user said to assistant and system im_end <|end|>\n\n" * 20
-CHAT_CONFIG = model.Config(
-    model_type="llama",
-    tie_word_embeddings=True,
-    vocab_size=300,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=4,
-    max_position_embeddings=16,
-    eos_token_id=0,
+CHAT_CONFIG = dataclasses.replace(
+    CONFIG, hidden_size=8, intermediate_size=8, num_hidden_layers=1, head_dim=4, eos_token_id=0
 )
 
 
