@@ -56,7 +56,7 @@ def embedding(tokens, weight):
 
     def backward(dy):
         dweight = xp.zeros_like(weight)
-        scatter_add(dweight, tokens.reshape(-1), dy.reshape(-1, weight.shape[1]))
+        scatter_add(dweight, tokens.ravel(), dy.reshape(-1, weight.shape[1]))
         return dweight
 
     return weight[tokens], backward
@@ -203,25 +203,25 @@ def linear_log_likelihood(x, weight, targets, chunk=None):
     """
     vocab, dim = weight.shape
     chunk = chunk or max(128, 2**22 // vocab)  # 16 MiB of float32 logits; more beyond a vocabulary of 32,768
-    counted = xp.flatnonzero(targets.reshape(-1) != IGNORE)
-    rows, wanted = x.reshape(-1, dim)[counted], targets.reshape(-1)[counted]
+    counted = xp.flatnonzero(targets.ravel() != IGNORE)
+    rows, wanted = x.reshape(-1, dim)[counted], targets.ravel()[counted]
     parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]
 
     def softmax_of(part):
         logits = rows[part] @ weight.T
-        logits -= logits.max(axis=-1, keepdims=True)
+        logits -= logits.max(axis=1, keepdims=True)
         p = xp.exp(logits)
-        total = p.sum(axis=-1, keepdims=True)
+        total = p.sum(axis=1, keepdims=True)
         p /= total
-        return p, (xp.take_along_axis(logits, wanted[part, None], axis=-1) - xp.log(total))[:, 0]
+        return p, (xp.take_along_axis(logits, wanted[part, None], axis=1) - xp.log(total))[:, 0]
 
     log_p, kept = xp.zeros(targets.shape, x.dtype), None
     for part in parts:
-        kept, log_p.reshape(-1)[counted[part]] = softmax_of(part)
+        kept, log_p.ravel()[counted[part]] = softmax_of(part)
 
     def backward(dlog_p):
         drows, dweight = xp.empty_like(rows), xp.zeros_like(weight)
-        dlog_p = dlog_p.reshape(-1)[counted]
+        dlog_p = dlog_p.ravel()[counted]
         for part in parts:
             dlogits = -kept if part is parts[-1] else -softmax_of(part)[0]
             dlogits[xp.arange(len(dlogits)), wanted[part]] += 1  # d log p_t / dlogits = onehot(t) - p

@@ -209,19 +209,19 @@ def sample(logits, temperature=0.0, top_k=None, top_p=None, rng=None):
     """
     logits = to_numpy(logits).astype(np.float64)
     if temperature <= 0:
-        return logits.argmax(axis=-1)
+        return logits.argmax(axis=1)
     order = np.arange(logits.shape[-1])[None]
     if top_k is not None or top_p is not None:  # the likeliest first
-        order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]  # [:None] is all of them
-        logits = np.take_along_axis(logits, order, axis=-1)
-    p = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
-    p /= p.sum(axis=-1, keepdims=True)
+        order = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]  # [:None] is all of them
+        logits = np.take_along_axis(logits, order, axis=1)
+    p = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+    p /= p.sum(axis=1, keepdims=True)
     if top_p is not None:
-        p[np.cumsum(p, axis=-1) - p >= top_p] = 0  # what comes before already has top_p
-        p /= p.sum(axis=-1, keepdims=True)
-    below = np.cumsum(p, axis=-1)
-    drawn = (below < rng.random((len(p), 1)) * below[:, -1:]).sum(axis=-1)  # p may round to not quite 1
-    return np.take_along_axis(np.broadcast_to(order, p.shape), drawn[:, None], axis=-1)[:, 0]
+        p[np.cumsum(p, axis=1) - p >= top_p] = 0  # what comes before already has top_p
+        p /= p.sum(axis=1, keepdims=True)
+    below = np.cumsum(p, axis=1)
+    drawn = (below < rng.random((len(p), 1)) * below[:, -1:]).sum(axis=1)  # p may round to not quite 1
+    return np.take_along_axis(np.broadcast_to(order, p.shape), drawn[:, None], axis=1)[:, 0]
 
 
 def generate_batch(

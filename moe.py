@@ -35,7 +35,7 @@ def every_expert(x, gates, experts):
     y = sum(gates[:, i, None] * output for i, output in enumerate(outputs))
 
     def backward(dy):
-        dgates = xp.stack([(dy * output).sum(axis=-1) for output in outputs], axis=-1)
+        dgates = xp.stack([(dy * output).sum(axis=1) for output in outputs], axis=1)
         dxs, dexperts = zip(*(b(gates[:, i, None] * dy) for i, b in enumerate(backwards)), strict=True)
         return sum(dxs), dgates, list(dexperts)
 
@@ -50,7 +50,7 @@ def chosen_experts(x, chosen, gates, experts):
     """
     tokens, k = chosen.shape
     # entry j of the flat `chosen` belongs to token j // k; sorted by expert, each expert's tokens are neighbours
-    order = xp.argsort(chosen.reshape(-1), kind="stable")
+    order = xp.argsort(chosen.ravel(), kind="stable")
     rows = x[order // k]  # (tokens · k, dim)
     ends = to_numpy(xp.cumsum(loads(chosen, len(experts)))).tolist()
     # experts without tokens are skipped: when text is generated token by token, nearly all have none
@@ -79,7 +79,7 @@ def chosen_experts(x, chosen, gates, experts):
 
 def loads(chosen, experts):
     """How many tokens each expert was sent, (experts,)."""
-    return xp.bincount(chosen.reshape(-1), minlength=experts + 1)[:experts]
+    return xp.bincount(chosen.ravel(), minlength=experts + 1)[:experts]
 
 
 def choose(scores, k, n_group=1, topk_group=1):
@@ -91,11 +91,11 @@ def choose(scores, k, n_group=1, topk_group=1):
     """
     if n_group > 1:
         grouped = scores.reshape(len(scores), n_group, -1)
-        best_two = -xp.partition(-grouped, 1, axis=-1)[..., :2].sum(axis=-1)  # (tokens, groups)
+        best_two = -xp.partition(-grouped, 1, axis=2)[..., :2].sum(axis=2)  # (tokens, groups)
         kept = choose(best_two, topk_group)
         mask = (kept[:, :, None] == xp.arange(n_group)).any(axis=1)  # (tokens, groups)
         scores = xp.where(mask[:, :, None], grouped, -xp.inf).reshape(scores.shape)
-    return xp.argpartition(-scores, k - 1, axis=-1)[:, :k]
+    return xp.argpartition(-scores, k - 1, axis=1)[:, :k]
 
 
 def divided_by_sum(a):
@@ -150,7 +150,7 @@ def load_balancing_loss(p, chosen, real=None):
     share = (real / xp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(p.dtype)  # of each token in its sequence
     bins = chosen + experts * xp.arange(batch)[:, None, None]  # one for each expert of each sequence
     weights = xp.broadcast_to(share[:, :, None] / chosen.shape[2], chosen.shape)
-    f = xp.bincount(bins.reshape(-1), weights.reshape(-1), batch * experts).reshape(batch, experts).astype(p.dtype)
+    f = xp.bincount(bins.ravel(), weights.ravel(), batch * experts).reshape(batch, experts).astype(p.dtype)
     loss = float((f * (share[:, :, None] * p).sum(axis=1)).sum()) * experts / batch
 
     def backward(dloss=1.0):

@@ -86,7 +86,7 @@ def qk_clip(weights, max_logits, threshold=100.0):
 
     def scale(name, *parts):
         """Multiplies the rows of a projection: parts are pairs (factor of each head, rows of a head)."""
-        rows = xp.concatenate([xp.repeat(factor[:, None], n, axis=1) for factor, n in parts], axis=1).reshape(-1)
+        rows = xp.concatenate([xp.repeat(factor[:, None], n, axis=1) for factor, n in parts], axis=1).ravel()
         for full in f"{name}.weight", f"{name}.bias", f"{name}.lora_B.weight":
             if full in weights:
                 columns = weights[full].T  # a view, (in, out) or (out,)

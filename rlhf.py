@@ -216,7 +216,7 @@ def group_advantages(rewards, group):
     gradient is 1 - 1/group of REINFORCE's; the division weighs questions differently. Both (batch,).
     """
     r = rewards.reshape(-1, group)
-    return ((r - r.mean(axis=1, keepdims=True)) / (r.std(axis=1, keepdims=True) + 1e-4)).reshape(-1)
+    return ((r - r.mean(axis=1, keepdims=True)) / (r.std(axis=1, keepdims=True) + 1e-4)).ravel()
 
 
 def kl_loss(log_p, ref_log_p):
