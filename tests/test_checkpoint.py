@@ -386,6 +386,7 @@ def test_smollm3_skips_rope_in_every_fourth_layer_or_as_often_as_it_says():
     layers = lambda **more: config_from_json(published | more).no_rope_layers
     assert layers() == (1, 1, 1, 0, 1, 1, 1, 0, 1)
     assert layers(no_rope_layer_interval=3) == (1, 1, 0) * 3
+    assert layers(no_rope_layer_interval=1) == (0,) * 9
     assert layers(no_rope_layers=[1] * 9) == (1,) * 9
 
 

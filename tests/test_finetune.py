@@ -260,6 +260,8 @@ def test_what_is_merged_is_the_formula(out, into, rank, alpha, seed):
         difference = to_numpy(merged[name + ".weight"] - params[name + ".weight"])
         assert np.linalg.matrix_rank(difference, tol=1e-9) <= rank
     assert merged["norm.weight"] is params["norm.weight"]
+    usual, _ = finetune.merge(params | adapters)
+    close(usual["a.weight"], finetune.merge(params | adapters, 16.0)[0]["a.weight"])
 
 
 @fast
@@ -391,15 +393,25 @@ def test_the_targets_of_fine_tuning_are_the_answers(base, chats, tmp_path, capsy
         assert answers == "".join(colours(i)[1]["content"] + "<|im_end|>" for i in range(first, 40, 10))
 
 
-def test_a_question_longer_than_the_window_is_cut_for_a_sample(base, tmp_path):
+def test_a_question_longer_than_the_window_is_cut_for_a_sample(base, tmp_path, monkeypatch):
     long = [{"role": "user", "content": "the cat sat " * 99}, colours(0)[1]]
     task, _ = run_of(
         tmp_path, data=[str(write_chats(tmp_path / "x.jsonl", [colours(0), colours(1), colours(2)]))], init=str(base)
     )
-    task.asked = [long[:1]]
+    task.asked, read = [long[:1]], []
+    monkeypatch.setattr(model, "generate", lambda params, config, ids, *_, **__: read.append(ids) or ids[:3])
     assert task.sample(7).startswith("the cat sat the cat")
+    assert len(read[0]) == task.config.max_position_embeddings // 2
     task.asked = [[]]  # the assistant speaks first
     assert task.sample(7).startswith(" … ")
+
+
+def test_at_most_32_rows_choose_the_weights(base, tmp_path):
+    many = write_chats(tmp_path / "many.jsonl", [colours(i) for i in range(2000)])
+    task, _ = run_of(tmp_path, data=[str(many)], init=str(base))
+    (chosen, *_), _ = task.held_out["val"]
+    (tested, *_), _ = task.held_out["test"]
+    assert len(chosen) == 32 < len(tested)
 
 
 def test_every_row_comes_once_before_any_comes_again(base, chats, tmp_path):

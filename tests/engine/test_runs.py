@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -106,7 +107,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     code, out, err = finished(
         "--data", text, "--steps", 60, "--lr", "1e38", "--save-seconds", 0, "--out", folder, *SMALL
     )
-    assert code == 1 and "not finite at step" in err and "Traceback" not in err
+    assert code == 1 and "Traceback" not in err
+    bad, kept = map(int, re.search(r"not finite at step (\d+); .* keeps the checkpoint of step (\d+)", err).groups())
+    assert bad == kept + 1  # it was saved before every step
     params, _ = model.load(folder)
     assert all(xp.isfinite(value).all() for value in params.values())
 
