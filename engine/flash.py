@@ -36,7 +36,8 @@ def plan(mask, queries, keys, height, width, unit):
             for part in np.split(seen, range(width, len(seen), width)) if len(seen) else ():
                 together = part[-1] - part[0] == len(part) - 1
                 columns.append((slice(int(part[0]), int(part[-1]) + 1) if together else xp.asarray(part), full))
-        tiles.append((slice(start, min(start + height, queries)), columns))
+        nothing = [(slice(0, 1), False)]  # a tile that the mask hides
+        tiles.append((slice(start, min(start + height, queries)), columns or nothing))
     return tiles
 
 
@@ -53,11 +54,11 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
     group, v_dim = heads // kv_heads, v.shape[-1]
     scale = dim**-0.5 if scale is None else scale
     mask, offset = mask or Everywhere, keys - queries
-    # In long sequences a tile is large and holds one head; in short ones it is small and holds all of them, and few
-    # queries take more keys, so that Python has little to do.
+    # In long sequences a tile holds one head, in short ones all of them; few queries take more keys, so that Python has
+    # little to do.
     long = queries > 1024
-    height = block or (max(64, 256 // group) if long else 64)
-    width = max(block or (1024 if long or mask.grain > 1 else 64), height * 64 // max(1, queries))
+    height = block or (max(64, 128 // group) if long else 64)
+    width = max(block or (1024 if long or mask.grain > 1 else 256), height * 256 // max(1, queries))
     tiles = plan(mask, queries, keys, height, width, block or 64)
     every_head = [(slice(b, b + 1), slice(h, h + 1)) for b in range(batch) for h in range(kv_heads)]
     parts = every_head if long else [(slice(None), slice(None))]
@@ -95,19 +96,19 @@ def attention(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
     def forward(jobs):
         for b, h, rows, columns in jobs:
             q_tile = fold(q_groups, b, h, rows) * scale
-            m = xp.full(q_tile.shape[:-1], xp.finfo(q.dtype).min / 2, q.dtype)  # finite: -inf - -inf is not a number
-            l = xp.zeros_like(m)
-            o = xp.zeros((*m.shape, v_dim), q.dtype)
+            m, l, o = xp.finfo(q.dtype).min / 2, None, None  # m is finite: -inf - -inf is not a number
             for cols, full in columns:
                 p = tile_scores(k, q_tile, b, h, rows, cols, full)
                 larger = xp.maximum(m, p.max(axis=-2))
                 p -= larger[..., None, :]
                 xp.exp(p, out=p)
-                shrink = xp.exp(m - larger)
-                l = l * shrink + p.sum(axis=-2)
-                o *= shrink[..., None]
-                o += p.swapaxes(-1, -2) @ v[b, h, cols]
-                m = larger
+                l_tile, o_tile = p.sum(axis=-2), p.swapaxes(-1, -2) @ v[b, h, cols]
+                if o is not None:  # in the first tile there is nothing to shrink
+                    shrink = xp.exp(m - larger)
+                    l_tile += shrink * l
+                    o *= shrink[..., None]
+                    o_tile += o
+                m, l, o = larger, l_tile, o_tile
             l = xp.where(l == 0, 1, l)  # a query that sees no key keeps o = 0
             o /= l[..., None]
             shape = (*m.shape[:2], group, -1)

@@ -1,5 +1,7 @@
 """Dicts of weights, or of their gradients, by their published names: model.layers.3.mlp.up_proj.weight."""
 
+from functools import cache
+
 from engine.backend import xp
 
 
@@ -17,15 +19,23 @@ def flatten(nested):
     return {f"{first}.{rest}": value for first, group in nested.items() for rest, value in group.items()}
 
 
+@cache  # asked for each weight whenever a token is generated
+def place(name):
+    """The layer of a block's weight, its module, and its name there; None for one of no block."""
+    if name.startswith("model.layers."):
+        _, _, layer, module, rest = name.split(".", 4)
+        return int(layer), module, rest
+
+
 def by_layer(params):
     """The weights of the blocks, a nested dict for each: model.layers.3.mlp.up_proj.weight is
     by_layer(params)[3]["mlp"]["up_proj.weight"].
     """
     nested = {}
     for name, value in params.items():
-        if name.startswith("model.layers."):
-            _, _, layer, module, rest = name.split(".", 4)
-            nested.setdefault(int(layer), {}).setdefault(module, {})[rest] = value
+        if where := place(name):
+            layer, module, rest = where
+            nested.setdefault(layer, {}).setdefault(module, {})[rest] = value
     return nested
 
 
