@@ -45,7 +45,7 @@ def orthogonalise(g, steps=5):
     """
     if g.shape[0] > g.shape[1]:
         return orthogonalise(g.T, steps).T  # the smaller of g gᵀ and gᵀ g
-    x = g / (math.sqrt(float((g * g).sum())) + 1e-7)
+    x = g / (xp.linalg.norm(g) + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = 3.4445 * x + (2.0315 * (gram @ gram) - 4.7750 * gram) @ x
@@ -139,7 +139,7 @@ class Optimizer:
 
 def clip(grads, largest=1.0):
     """Gradient clipping by global norm, in place, to at most `largest`. Returns the norm before."""
-    norm = math.sqrt(sum(float(xp.vdot(g, g)) for g in grads.values()))
+    norm = math.sqrt(float(sum(xp.vdot(g, g) for g in grads.values())))  # one number comes from a GPU, not one a weight
     if norm > largest:
         for g in grads.values():
             g *= largest / norm

@@ -1,11 +1,12 @@
-"""Greedy decoding at batch 1 of a checkpoint folder, against transformers, both in float32 with a KV cache.
+"""Greedy decoding of a checkpoint folder, against transformers, both in float32 with a KV cache.
 
-    python benchmarks/decode.py FOLDER [--prompt TEXT] [--tokens 64] [--turns 7]
+    python benchmarks/decode.py FOLDER [--prompt TEXT] [--tokens 64] [--batch 1] [--context N ...] [--turns 7]
     python benchmarks/decode.py --quick          of a tiny model with random weights
 
 Each side runs in a process of its own, and the two have to choose the same tokens. The ratio of a turn is transformers'
-time over ours, prompt included. Peak memory is that of a side's whole process, loading included. Without transformers
-our side is compared with a forward pass over the whole text, without a cache, and timed alone.
+time over ours, prompt included. --batch: so many rows of the same prompt at once; --context: prompts of so many tokens,
+the text over and over. Peak memory is that of a side's whole process, loading included. Without transformers our side
+is compared with a forward pass over the whole text, without a cache, and timed alone.
 """
 
 import os
@@ -44,11 +45,16 @@ def prompt_of(folder, text):
 
 
 @contextmanager
-def side(name, folder, count):
-    """Answers a prompt with the tokens it chose."""
+def side(name, folder, count, batch):
+    """Answers a prompt with the tokens it chose, in the last of the rows."""
     if name == "ours":
         params, config = model.load(folder)
-        yield lambda prompt: list(model.generate(params, config, prompt, max_new_tokens=count, stop=[]))
+
+        def ours(prompt):
+            steps = model.generate_batch(params, config, [prompt] * batch, max_new_tokens=count, stop=[])
+            return [int(step[-1]) for step in steps]
+
+        yield ours
         return
     import torch
     from transformers import AutoModelForCausalLM
@@ -57,9 +63,9 @@ def side(name, folder, count):
     network.generation_config.eos_token_id = None  # a fixed number of tokens
 
     def generate(prompt):
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt] * batch)
         options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False}
-        return network.generate(ids, **options)[0, len(prompt) :].tolist()
+        return network.generate(ids, **options)[-1, len(prompt) :].tolist()
 
     yield generate
 
@@ -70,31 +76,37 @@ def without_cache(folder, prompt, tokens):
     return logits[0, len(prompt) - 1 :].argmax(axis=-1).tolist()
 
 
-def measure(folder, args):
+def measure(folder, args, context=0):
+    """Checks the sides against each other, lets them take turns, and prints a row. context: tokens of the prompt; 0:
+    the text once.
+    """
     prompt = prompt_of(folder, args.prompt)
+    if context:
+        prompt = (prompt * -(-context // len(prompt)))[:context]
     names = ["ours"] + ["transformers"] * installed("torch", "transformers")
-    with sides(side, names, folder, args.tokens) as ask:
+    with sides(side, names, folder, args.tokens, args.batch) as ask:
         chosen = {name: ask[name](prompt)[0] for name in ask}
         if len(names) == 1:
             chosen["without a cache"] = without_cache(folder, prompt, chosen["ours"])
         demand(len(set(map(tuple, chosen.values()))) == 1, f"{' and '.join(chosen)} choose different tokens")
         times, ratios = compare({name: lambda name=name: ask[name](prompt)[1] for name in ask}, args.turns)
-        heads, cells = speeds(args.tokens, times, ratios, ask)
-        print(header(f"{Path(folder).name}, batch 1, {args.tokens} tokens after a prompt of {len(prompt)}", *heads))
-        print(row("prompt included", *cells))
+        heads, cells = speeds(args.tokens * args.batch, times, ratios, ask)
+    if context == args.context[0]:
+        print(header(f"{Path(folder).name}: rows, tokens of the prompt, new tokens", *heads))
+    print(row(f"{args.batch}, {len(prompt):,}, {args.tokens}", *cells), flush=True)
 
 
 def main():
-    defaults = {"prompt": QUESTION, "tokens": 64, "turns": 7}
+    defaults = {"prompt": QUESTION, "tokens": 64, "batch": 1, "context": [0], "turns": 7}
     args = options(__doc__, defaults, {"tokens": 8, "turns": 2}, folder="?")
-    if args.folder:
-        return measure(args.folder, args)
-    if not args.quick:
+    if not args.folder and not args.quick:
         raise ValueError("name a checkpoint folder, or --quick")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = os.path.join(folder, "tiny")
-        tiny_checkpoint(folder)
-        measure(folder, args)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or os.path.join(temporary, "tiny")
+        if not args.folder:
+            tiny_checkpoint(folder)
+        for context in args.context:
+            measure(folder, args, context)
 
 
 if __name__ == "__main__":

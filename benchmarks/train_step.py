@@ -1,13 +1,15 @@
 """Training step against PyTorch eager: the same Llama-style model, weights, batch, clipping and AdamW.
 
-    python benchmarks/train_step.py [--sizes 1 3 6 12] [--batch 16] [--turns 9] [--compile] [--quick]
+    python benchmarks/train_step.py [--sizes 1 3 6 12] [--batch 16] [--context 256] [--turns 9] [--compile] [--quick]
 
 Each side runs in a process of its own. Both first have to give the same loss and gradients, and the same loss after a
 step. Then they take turns of a few steps each. Without PyTorch our side is compared with the same batch in one piece,
-and timed alone. --sizes: millions of parameters; --batch: sequences; --context: tokens of one; --micro-batch: sequences
-that one of our threads takes at a time; --seconds: about how long a turn takes; --compile: torch.compile too.
+and timed alone. --sizes: millions of parameters; --batch: sequences; --context: tokens of each, one number or several;
+--micro-batch: sequences that one of our threads takes at a time; --seconds: about how long a turn takes; --compile:
+torch.compile too.
 """
 
+import itertools
 import os
 from contextlib import contextmanager
 from functools import partial
@@ -33,9 +35,9 @@ SIZES = {  # millions of parameters: (hidden, intermediate, layers, heads, kv_he
     6: (256, 704, 7, 8, 4, 3072),
     12: (384, 1088, 6, 6, 2, 4096),
 }
-DEFAULTS = {"sizes": [1, 3, 6, 12], "batch": 16, "context": 256, "micro_batch": 4, "threads": cores()}
+DEFAULTS = {"sizes": [1, 3, 6, 12], "batch": 16, "context": [256], "micro_batch": 4, "threads": cores()}
 DEFAULTS |= {"turns": 9, "seconds": 1.0, "compile": False}
-QUICK = {"sizes": [0], "batch": 4, "micro_batch": 1, "context": 32, "turns": 2, "seconds": 0.01}
+QUICK = {"sizes": [0], "batch": 4, "micro_batch": 1, "context": [32], "turns": 2, "seconds": 0.01}
 
 
 def llama(size, context):
@@ -46,19 +48,19 @@ def llama(size, context):
     return config_from_json(published | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
 
 
-def setting(size, args):
+def setting(size, context, args):
     """The model and the batch of both sides: params, config, tokens, targets."""
-    config = llama(SIZES[size], args.context)
-    tokens, targets = np.random.default_rng(0).integers(config.vocab_size, size=(2, args.batch, args.context))
+    config = llama(SIZES[size], context)
+    tokens, targets = np.random.default_rng(0).integers(config.vocab_size, size=(2, args.batch, context))
     return model.init(config, 0), config, tokens, targets
 
 
 @contextmanager
-def side(name, size, args):
+def side(name, size, context, args):
     """Answers "gradient" with (loss, gradients), and a number of steps with the loss in the last. Our step is that of
     train.py.
     """
-    params, config, tokens, targets = setting(size, args)
+    params, config, tokens, targets = setting(size, context, args)
     with thread_pool(args.threads) as pool:
         if name == "ours":
             keep_freed_memory()
@@ -94,13 +96,13 @@ def largest_difference(one, other):
     return float(np.max([*parts, abs(loss / other_loss - 1)]))
 
 
-def measure(size, args, names):
+def measure(size, context, args, names):
     """Checks the sides against each other, lets them take turns, and prints a row."""
-    with sides(side, names, size, args) as ask:
+    with sides(side, names, size, context, args) as ask:
         first = {name: ask[name]("gradient")[0] for name in ask}
         others = [first[name] for name in names if name != "ours"]
         if not others:
-            loss, backward = model.loss(*setting(size, args))
+            loss, backward = model.loss(*setting(size, context, args))
             others = [(loss, backward())]
         difference = float(np.max([largest_difference(first["ours"], other) for other in others]))
         demand(difference < 1e-3, f"{size} M: the two sides differ by {difference:.1e} in a gradient")
@@ -111,12 +113,11 @@ def measure(size, args, names):
         counts = {name: max(1, round(args.seconds / taken)) for name, (_, taken) in warm.items()}
         each = lambda name: ask[name](counts[name])[1] / counts[name]
         times, ratios = compare({name: partial(each, name) for name in ask}, args.turns)
-        heads, cells = speeds(args.batch * args.context, times, ratios, ask)
-    if size == args.sizes[0]:
-        title = f"training step, {args.batch} sequences of {args.context} tokens"
-        print(header(title, *heads, "largest difference"))
+        heads, cells = speeds(args.batch * context, times, ratios, ask)
+    if (size, context) == (args.sizes[0], args.context[0]):
+        print(header("training step: parameters, sequences, tokens of each", *heads, "largest difference"))
     parameters = sum(g.size for g in first["ours"][1].values()) / 1e6
-    print(row(f"{parameters:.1f} M parameters", *cells, f"{difference:.0e}"), flush=True)
+    print(row(f"{parameters:.1f} M, {args.batch}, {context:,}", *cells, f"{difference:.0e}"), flush=True)
 
 
 def main():
@@ -124,8 +125,8 @@ def main():
     if not set(args.sizes) <= set(SIZES):
         raise ValueError(f"--sizes has to be of {', '.join(map(str, SIZES))}")
     names = ["ours"] + (["PyTorch eager"] + ["torch.compile"] * args.compile) * installed("torch")
-    for size in args.sizes:
-        measure(size, args, names)
+    for size, context in itertools.product(args.sizes, args.context):
+        measure(size, context, args, names)
 
 
 if __name__ == "__main__":

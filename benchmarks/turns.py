@@ -9,7 +9,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project, before this folder, which has an attention.py too
@@ -34,6 +34,7 @@ def options(doc, defaults, quick, **positional):
     return parser.parse_args()
 
 
+@cache
 def installed(*modules):
     """Whether all of a peer's modules are there, without importing them; says so where one is not."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

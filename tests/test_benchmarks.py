@@ -125,14 +125,14 @@ def test_tokens_that_are_wrong_are_not_timed(monkeypatch, tmp_path):
     module = script("decode")
 
     @contextmanager
-    def sides(side, names, folder, count):
+    def sides(side, names, folder, count, batch):
         yield {name: lambda question: ([1, 2, 3], 1.0) for name in names}
 
     monkeypatch.setattr(module, "sides", sides)
     monkeypatch.setattr(module, "installed", lambda *names: False)
     module.tiny_checkpoint(tmp_path / "tiny")
     with pytest.raises(SystemExit, match="times say nothing"):
-        module.measure(tmp_path / "tiny", Namespace(prompt="What", tokens=3, turns=1))
+        module.measure(tmp_path / "tiny", Namespace(prompt="What", tokens=3, batch=1, context=[0], turns=1))
 
 
 # --- the kernels' benchmark, with the kernels on the CPU ---
