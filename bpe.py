@@ -62,9 +62,9 @@ def merge(tokens, pair):
 def textbook_learn(words, alphabet, vocab_size, score=lambda n_pair, n_left, n_right, n: n_pair):
     """Sennrich et al. (2016), algorithm 1: count all pairs anew, merge the best, until there are vocab_size tokens.
 
-    words: {tuple of tokens: how often it occurs}; alphabet: the tokens before any merge. score: of a pair, by the counts
-    of the pair, its left token, its right token and all tokens; here it is the first, and WordPiece below needs all. Of
-    equal scores the smallest left id, then right id, wins. Returns ({token: id}, merges in order).
+    words: {tuple of tokens: how often it occurs}; alphabet: the tokens before any merge. score: of a pair, by the
+    counts of the pair, its left token, its right token and all tokens; here it is the first, and WordPiece below needs
+    all. Of equal scores the smallest left id, then right id, wins. Returns ({token: id}, merges in order).
     """
     vocab, merges = {token: i for i, token in enumerate(alphabet)}, []
     while len(vocab) < vocab_size:

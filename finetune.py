@@ -7,20 +7,23 @@ A conversation is one text, in which special tokens say who speaks and where a t
     <|im_start|>assistant
     Copy data from src to dst.<|im_end|>
 
-To fine-tune a model into an assistant is to train it on such texts as ever (train.py), but with a loss on what the
-assistant says only (Touvron et al. 2023, section 3.1): it learns to answer and not to ask, and from the token that ends
-a turn it learns to stop. To talk to it is to let it continue behind "assistant". What a user types is encoded as plain
-text, in which the name of a special token is just letters, so that nobody can end a turn and go on as somebody else.
+Fine-tuning adapts a trained model to a use by training it further. Here the texts are conversations, the loss is that
+of train.py, and a loss mask counts only the assistant's tokens and the one that ends its turn (Touvron et al. 2023,
+section 3.1): so it learns to answer and not to ask, and when to stop. To talk to it is to let it continue behind
+"assistant". What a user types is encoded as plain text, in which the name of a special token is just letters, so that
+nobody can end a turn and go on as somebody else.
 
-What fine-tuning adds to a weight matrix is simple compared with the matrix itself, so it may be learned as a product of
-two thin ones, of r columns and r rows (LoRA, Hu et al. 2021, section 4.1):
+The change that fine-tuning makes to a weight matrix is, by hypothesis, of low rank, so it may be learned as a product
+of two matrices of rank r (LoRA, Hu et al. 2021, section 4.1):
 
-    W' = W + (α/r) B A        W (out, in) stays as it is;  B (out, r) and A (r, in) are learned
+    W' = W + (α/r) B A        W (out, in) stays as it is;  B (out, r) and A (r, in) are learned;  α is a constant
 
     python finetune.py                                          a conversation as the model sees it
     python finetune.py --init runs/book --out runs/assistant    an assistant, for questions about Python's library
-    python finetune.py --init DIR --data CHAT.jsonl --lora 8    your own conversations, with low-rank adapters
+    python finetune.py --init DIR --data CHAT.jsonl --lora 8    your own conversations, with low-rank adapters, r = 8
     python model.py --load runs/assistant --chat                talk to it
+
+A line of CHAT.jsonl is a conversation: {"messages": [{"role": "user", "content": "…"}, …]}
 """
 
 import json
@@ -37,24 +40,24 @@ from layers import IGNORE
 
 # ------------------------------------------------------------------------------ chat format and loss mask
 
-# the token that begins a turn: the turn's beginning, the token that ends it, and what follows that
+# the first token of a turn: (the turn's header, the token that ends it, what stands between turns)
 FORMATS = {
     "<|im_start|>": ("<|im_start|>{role}\n", "<|im_end|>", "\n"),  # ChatML: Qwen, SmolLM
     "<|start_header_id|>": ("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", ""),  # Llama 3
 }
-CHATML = "<|im_start|>"
+IM_START = "<|im_start|>"
 
 
 def has_format(tokenizer):
     """Whether the tokenizer has the special tokens of a chat."""
-    return any({begin, end} <= tokenizer.special.keys() for begin, (_, end, _) in FORMATS.items())
+    return any({first, end} <= tokenizer.special.keys() for first, (_, end, _) in FORMATS.items())
 
 
 def chat_format(tokenizer):
-    """The format that a tokenizer's special tokens belong to. ValueError for one that has never been in a chat."""
-    for begin, (turn, end, after) in FORMATS.items():
-        if {begin, end} <= tokenizer.special.keys():
-            return turn, end, after
+    """(header, end, after) of the format that a tokenizer's special tokens belong to. ValueError where there is none."""
+    for first, (header, end, after) in FORMATS.items():
+        if {first, end} <= tokenizer.special.keys():
+            return header, end, after
     raise ValueError("the tokenizer has no tokens for a chat: fine-tune its model first, with finetune.py")
 
 
@@ -62,24 +65,24 @@ def encode(tokenizer, messages):
     """One conversation as tokens.
 
     messages: a list of {"role": "system", "user" or "assistant", "content": text}.
-    Returns ids, a list, and spoken, the loss mask: booleans, True where the assistant speaks or ends its turn.
+    Returns ids, a list, and loss_mask, booleans: True where the assistant speaks or ends its turn.
     """
-    begin, end, after = chat_format(tokenizer)
-    ids, spoken = list(tokenizer.bos), [False] * len(tokenizer.bos)
+    header, end, after = chat_format(tokenizer)
+    ids, loss_mask = list(tokenizer.bos), [False] * len(tokenizer.bos)
     for message in messages:
-        header = tokenizer.encode(begin.format(role=message["role"]), allow_special=True)
-        turn = tokenizer.encode(message["content"]) + [tokenizer.special[end]]
-        rest = tokenizer.encode(after)
-        ids += header + turn + rest
+        before = tokenizer.encode(header.format(role=message["role"]), allow_special=True)
+        said = tokenizer.encode(message["content"]) + [tokenizer.special[end]]
+        between = tokenizer.encode(after)
+        ids += before + said + between
         own = message["role"] == "assistant"
-        spoken += [False] * len(header) + [own] * len(turn) + [False] * len(rest)
-    return ids, spoken
+        loss_mask += [False] * len(before) + [own] * len(said) + [False] * len(between)
+    return ids, loss_mask
 
 
 def prompt(tokenizer, messages):
-    """The conversation so far, as tokens, up to where the assistant begins to speak."""
-    begin = chat_format(tokenizer)[0].format(role="assistant")
-    return encode(tokenizer, messages)[0] + tokenizer.encode(begin, allow_special=True)
+    """The ids of the conversation so far and of the header of the assistant's next turn, a list."""
+    header = chat_format(tokenizer)[0].format(role="assistant")
+    return encode(tokenizer, messages)[0] + tokenizer.encode(header, allow_special=True)
 
 
 def end_token(tokenizer):
@@ -88,31 +91,33 @@ def end_token(tokenizer):
 
 
 def pack(conversations, context):
-    """Conversations side by side in rows of one length, so that hardly any computation is spent on padding.
+    """Conversations one after another in rows of one length, a new row where the next does not fit: where they are
+    short, little is padding.
 
-    conversations: a list of (ids, spoken), as of `encode`; what exceeds the context is cut off.
+    conversations: a list of (ids, loss_mask), as of `encode`. One of more than context + 1 ids is cut (n ids make n - 1
+    pairs of an input and its target), and left out if no answer begins before the cut.
     Returns inputs, targets and document ids, (rows, context) integers: targets are IGNORE where the assistant does not
-    speak; document ids number the conversations of a row from 1 on, which must not see each other, and are 0 for
-    padding. Positions run on from one to the next, as RoPE knows distances only.
+    speak; document ids are 1, 2, … for a row's conversations and 0 for padding, and attention stays within one id
+    (masks.same_document). Positions run on from one to the next, as RoPE knows distances only.
     """
     rows, lengths = [], []
-    for ids, spoken in conversations:
-        length = min(len(ids), context + 1) - 1
-        if not any(spoken[1 : length + 1]):  # nothing to learn: cut off before the assistant speaks
+    for ids, loss_mask in conversations:
+        length = min(len(ids), context + 1) - 1  # pairs
+        if not any(loss_mask[1 : length + 1]):  # nothing to learn: cut off before the assistant speaks
             continue
         if not lengths or lengths[-1] + length > context:
             rows.append([])
             lengths.append(0)
-        rows[-1].append((ids[: length + 1], spoken[: length + 1]))
+        rows[-1].append((ids[: length + 1], loss_mask[: length + 1]))
         lengths[-1] += length
     inputs, documents = np.zeros((len(rows), context), np.int64), np.zeros((len(rows), context), np.int64)
     targets = np.full((len(rows), context), IGNORE)
     for i, row in enumerate(rows):
         start = 0
-        for number, (ids, spoken) in enumerate(row, 1):
+        for number, (ids, loss_mask) in enumerate(row, 1):
             place = slice(start, start + len(ids) - 1)
             inputs[i, place], documents[i, place] = ids[:-1], number
-            targets[i, place] = np.where(spoken[1:], ids[1:], IGNORE)
+            targets[i, place] = np.where(loss_mask[1:], ids[1:], IGNORE)
             start = place.stop
     return inputs, targets, documents
 
@@ -128,12 +133,12 @@ def jinja(tokenizer):
 
 def with_chat_tokens(params, config, tokenizer):
     """Params, config and tokenizer of a model that can be trained to converse: its own, if the tokenizer has a chat
-    format, else with the tokens of ChatML added. A new token begins as the mean of all, so that it is neither likely
-    nor strange (Hewitt 2021), and its end-of-turn token joins those that end an answer.
+    format, else with the tokens of ChatML added. The row of a new token is the mean of the others, so that the model's
+    predictions hardly change (Hewitt 2021). The token that ends a turn joins config.eos_token_id: there an answer ends.
     """
     if not has_format(tokenizer):
         known = tokenizer.config.get("added_tokens") or []
-        new = [text for text in (CHATML, FORMATS[CHATML][1]) if text not in tokenizer.special]
+        new = [text for text in (IM_START, FORMATS[IM_START][1]) if text not in tokenizer.special]
         added = [bpe.FLAGS | {"id": tokenizer.vocab_size + i, "content": text} for i, text in enumerate(new)]
         ids = [token["id"] for token in added]
         tokenizer = bpe.Tokenizer(tokenizer.config | {"added_tokens": known + added})
@@ -149,7 +154,22 @@ def with_chat_tokens(params, config, tokenizer):
 
 # -------------------------------------------------------------------------------------------------- LoRA
 
-A, B = ".lora_A.weight", ".lora_B.weight"
+
+def low_rank(w, a, b, alpha=16.0):
+    """W' = W + (α/r) B A. The division by r makes it less necessary to tune the learning rate again for another rank
+    (Hu et al. 2021, section 4.1); for large r it is too strong, and √r would do (Kalajdzievski 2023).
+
+    w: (out, in); a: (r, in); b: (out, r). Returns W' and backward(dW') -> (da, db); W is not trained.
+    """
+    scale = alpha / len(a)
+
+    def backward(dw):  # dW' = (α/r) (dB A + B dA)
+        return b.T @ (scale * dw), (scale * dw) @ a.T
+
+    return w + scale * (b @ a), backward
+
+
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 
 def adapters(params, rank, seed=0):
@@ -162,36 +182,33 @@ def adapters(params, rank, seed=0):
     for name, w in params.items():
         if w.ndim == 2:
             base, (rows, columns) = name.removesuffix(".weight"), w.shape
-            new[base + A] = xp.asarray((rng.standard_normal((rank, columns)) * columns**-0.5).astype(w.dtype))
-            new[base + B] = xp.zeros((rows, rank), w.dtype)
+            new[base + LORA_A] = xp.asarray((rng.standard_normal((rank, columns)) * columns**-0.5).astype(w.dtype))
+            new[base + LORA_B] = xp.zeros((rows, rank), w.dtype)
     return new
 
 
 def merge(params, alpha=16.0):
-    """W + (α/r) B A for every matrix with adapters, and whatever has none as it is. The division by r makes it less
-    necessary to tune the learning rate again for another rank (Hu et al. 2021, section 4.1); for large r it is too
-    strong, and √r would do (Kalajdzievski 2023).
+    """`low_rank` of every matrix that has adapters, and whatever has none as it is. A merged matrix is one like any
+    other, so a tuned model is saved and used like the one it came from.
 
-    The sum is a matrix like any other, so a tuned model is saved and used like the one it came from. It is computed
-    before each forward pass, and its whole gradient after it: what is saved is the memory of the optimiser's state, of
-    r (in + out) numbers instead of in · out, not that of gradients.
+    W' is formed before each forward pass, and its whole gradient after it, so gradients take as much memory as ever.
+    What takes less is the optimiser's state: r (in + out) numbers for each of its moments instead of in · out. (The
+    paper never forms W': it adds (α/r) B (A x) to W x.)
     params: weights and adapters together, by name. Returns the weights and backward(dweights) -> the gradients of what
     is trained: of the adapters, or of all weights where there are no adapters.
     """
-    adapted = [name.removesuffix(A) for name in params if name.endswith(A)]
+    adapted = [name.removesuffix(LORA_A) for name in params if name.endswith(LORA_A)]
     if not adapted:
         return params, lambda dweights: dweights
-    weights = {name: w for name, w in params.items() if not name.endswith((A, B))}
-    scale = {name: alpha / len(params[name + A]) for name in adapted}
+    weights, backwards = {name: w for name, w in params.items() if not name.endswith((LORA_A, LORA_B))}, {}
     for name in adapted:
-        weights[f"{name}.weight"] = weights[f"{name}.weight"] + scale[name] * (params[name + B] @ params[name + A])
+        w, a, b = (params[name + suffix] for suffix in (".weight", LORA_A, LORA_B))
+        weights[f"{name}.weight"], backwards[name] = low_rank(w, a, b, alpha)
 
     def backward(dweights):
         grads = {}
         for name in adapted:
-            dw = scale[name] * dweights[f"{name}.weight"]
-            grads[name + A] = params[name + B].T @ dw
-            grads[name + B] = dw @ params[name + A].T
+            grads[name + LORA_A], grads[name + LORA_B] = backwards[name](dweights[f"{name}.weight"])
         return grads
 
     return weights, backward
@@ -202,22 +219,29 @@ def merge(params, alpha=16.0):
 
 @dataclass(frozen=True)
 class Settings(train.Training):
-    """What fine-tuning is told."""
+    """The options of finetune.py, beside those of train.py."""
 
     data: list | None = option(None, "JSONL conversations; none: questions about Python's library", **cli.FILES)
     lora: int | None = option(None, "rank of adapters, trained instead of the weights and merged in the end", least=1)
 
 
 def complete(settings):
+    """The settings with a value for each; ValueError where no model to begin with is named."""
     if not settings.init:
         raise ValueError("fine-tuning needs the model to begin with: --init DIR")
     return train.complete(settings, minutes=1.0)
 
 
 class Conversations:
-    """What fine-tuning learns, as a task of `train.train`: packed conversations, by a model that has or gets a chat."""
+    """What `train.train` needs to fine-tune (its `task`): packed conversations, and the model of --init, given chat
+    tokens if it has none. run: an engine.runs.Run; run.start is the folder with the weights to begin with.
+    """
 
-    merge, test_text, talk = staticmethod(merge), None, "--chat"
+    merge, test_text, talk = (
+        staticmethod(merge),
+        None,
+        "--chat",
+    )  # no text for compressors; how to talk to it at the end
 
     def __init__(self, run):
         self.settings = s = run.settings
@@ -229,8 +253,8 @@ class Conversations:
         self.packed, *held_out = (pack(part, s.context) for part in encoded)
         for purpose, rows in zip(("train", "validate", "test"), (self.packed, *held_out)):
             if not len(rows[0]):
-                what = f"to {purpose} on, no answer of the assistant begins"
-                raise ValueError(f"of the conversations {what} within a --context of {s.context} tokens")
+                where = f"within --context {s.context} in the conversations to {purpose} on"
+                raise ValueError(f"no answer of the assistant begins {where}")
         self.held_out = {"val": (corpus.evenly(held_out[0], 32), None), "test": (held_out[1], None)}
         self.tokenizer_notes = {"eos_token": chat_format(self.tokenizer)[1], "chat_template": jinja(self.tokenizer)}
         self.asked = [list(takewhile(lambda message: message["role"] != "assistant", said)) for said in parts[1]]
