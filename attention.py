@@ -24,12 +24,13 @@ Shapes: q (batch, heads, queries, dim); k and v (batch, kv_heads, keys, dim). Wh
 the queries are the last of the sequence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache as cache_results
 
 import masks
 from engine import flash, xp
-from layers import project, rms_norm, softmax
+from layers import keep_all, project, rms_norm, softmax
 from masks import Mask, causal
 from posenc import rope as rotate
 from posenc import rope_frequencies, rope_tables
@@ -176,6 +177,7 @@ class Options:
     observe: dict | None = None  # is filled with statistics to watch, such as the largest score of each head
     real: xp.ndarray | None = None  # (batch, time), False for padding, which no expert computes; None: all real
     balance: float = 0.0  # weight of the load-balancing loss, see moe.py
+    dropout: Callable = keep_all  # x -> y, backward; of what attention and feed-forward add to the residual stream
 
 
 def split_heads(x, heads):
@@ -249,7 +251,9 @@ def self_attention(x, weights, heads, kv_heads, options=None, eps=1e-6):
     return y, backward
 
 
-def layer_options(config, tokens, dtype, start=0, cache=None, real=None, documents=None, observe=None, balance=0.0):
+def layer_options(
+    config, tokens, dtype, start=0, cache=None, real=None, documents=None, observe=None, balance=0.0, dropout=keep_all
+):
     """A list: an Options for each layer and, without a cache, one for the layer of multi-token prediction (mtp.py).
 
     config: an architectures.Config. tokens: (batch, time), of which the shape counts; dtype: of the weights. start: the
@@ -258,7 +262,7 @@ def layer_options(config, tokens, dtype, start=0, cache=None, real=None, documen
     to, from 1 on, where a row holds several that must not see each other, and 0 for padding; positions run on from one
     text to the next, as RoPE knows differences only. observe: a dict, or None, in which observe[layer] becomes what the
     layer observed: "max_logits" of its heads, the "load" of its experts and "balance", their load-balancing loss.
-    balance: the weight of that loss.
+    balance: the weight of that loss. dropout: as of Options, in training.
     """
     time = tokens.shape[1]
     positions, new = xp.arange(start, start + time), None if documents is None else documents > 0
@@ -277,10 +281,10 @@ def layer_options(config, tokens, dtype, start=0, cache=None, real=None, documen
 
     options = []
     for i in range(config.num_hidden_layers + (0 if cache else config.num_nextn_predict_layers or 0)):
-        own_cache = cache[i] if cache else None
+        own_cache, own_rope = cache[i] if cache else None, rope if config.uses_rope(i) else None
         own_mask = mask(config.window(i), config.pattern(i), (own_cache.kept() if cache else 0) + time)
         observed = None if observe is None else observe.setdefault(i, {})
-        options.append(Options(own_mask, rope if config.uses_rope(i) else None, own_cache, observed, new, balance))
+        options.append(Options(own_mask, own_rope, own_cache, observed, new, balance, dropout))
     return options
 
 

@@ -54,7 +54,7 @@ def has_format(tokenizer):
 
 
 def chat_format(tokenizer):
-    """(header, end, after) of the format that a tokenizer's special tokens belong to. ValueError where there is none."""
+    """(header, end, after) of the format of a tokenizer's special tokens. ValueError where there is none."""
     for first, (header, end, after) in FORMATS.items():
         if {first, end} <= tokenizer.special.keys():
             return header, end, after

@@ -8,7 +8,7 @@ Shapes: `...` any leading axes, usually (batch, time); linear weights are (out, 
 model, `intermediate` that inside a feed-forward layer.
 """
 
-from engine import scatter_add, xp
+from engine import np, scatter_add, xp
 
 IGNORE = -100  # a target that takes no part in the loss: padding, a prompt, a token that was not masked
 
@@ -149,6 +149,22 @@ def swiglu(x, weights):
         return dx, dgate | dup | ddown
 
     return y, backward
+
+
+def keep_all(x):
+    """No dropout: x, and backward(dy) -> dy."""
+    return x, lambda dy: dy
+
+
+def dropout(x, rate, rng):
+    """Dropout (Srivastava et al. 2014): each number becomes 0 with probability `rate`, and 1 / (1 - rate) times itself
+    otherwise, so that its mean stays. It keeps a model from learning by heart a text that it reads many times.
+
+    rng: a numpy Generator. Returns y and backward(dy) -> dx, both shaped like x.
+    """
+    kept = xp.asarray(rng.random(x.shape, np.float32) >= rate).astype(x.dtype)
+    kept /= 1 - rate
+    return x * kept, lambda dy: dy * kept
 
 
 def softmax(x):

@@ -57,15 +57,17 @@ def block(x, weights, config, options):
     """
     normed, norm1_backward = rms_norm(x, weights["input_layernorm"]["weight"], config.rms_norm_eps)
     attended, attention_backward = attend(normed, weights["self_attn"], config, options)
+    attended, drop_attended_backward = options.dropout(attended)
     middle = x + attended
     normed, norm2_backward = rms_norm(middle, weights["post_attention_layernorm"]["weight"], config.rms_norm_eps)
     fed, feed_backward = feed_forward(normed, weights["mlp"], config, options)
+    fed, drop_fed_backward = options.dropout(fed)
 
     def backward(dy):
-        dnormed, dmlp = feed_backward(dy)
+        dnormed, dmlp = feed_backward(drop_fed_backward(dy))
         dmiddle, dnorm2 = norm2_backward(dnormed)
         dmiddle += dy  # the residual connection passes the gradient on unchanged
-        dnormed, dattention = attention_backward(dmiddle)
+        dnormed, dattention = attention_backward(drop_attended_backward(dmiddle))
         dx, dnorm1 = norm1_backward(dnormed)
         dx += dmiddle
         dnorms = {"input_layernorm": {"weight": dnorm1}, "post_attention_layernorm": {"weight": dnorm2}}
@@ -155,18 +157,18 @@ def log_likelihood(params, config, tokens, targets):
     return with_head(params, config, tokens, lambda hidden, head: linear_log_likelihood(hidden, head, targets))
 
 
-def loss(params, config, tokens, targets, terms=(), count=None, documents=None, observe=None, balance=0.0):
+def loss(params, config, tokens, targets, terms=(), count=None, **around):
     """What training minimises: the mean cross-entropy in nats, the load-balancing losses and further terms.
 
     tokens, targets: (batch, time) integers, a target of -100 is ignored. terms: functions term(params, config, tokens,
     targets, hidden) -> (value, backward() -> (dhidden, grads)), such as mtp.term's; the function's name is that of its
     value. count: the number of targets of the whole batch, where these rows are a micro-batch of it (gradient
     accumulation), so that losses and gradients add up; balance is to be scaled by its share of the rows then.
-    documents, observe, balance: as of attention.layer_options; observe["losses"] is set to the values of the terms.
+    around: documents, observe, balance, dropout, as of attention.layer_options; observe["losses"] is set to the values
+    of the terms.
     Returns the loss, a float, and backward(dloss=1) -> grads.
     """
-    dtype, around = params["model.embed_tokens.weight"].dtype, {"documents": documents, "observe": observe}
-    options = layer_options(config, tokens, dtype, balance=balance, **around)
+    options = layer_options(config, tokens, params["model.embed_tokens.weight"].dtype, **around)
     hidden, body_backward = transformer(params, config, tokens, options)
     head = head_name(config)
     cross_entropy, head_backward = linear_cross_entropy(hidden, params[head], targets, count)
@@ -175,8 +177,8 @@ def loss(params, config, tokens, targets, terms=(), count=None, documents=None, 
     for term in terms:
         values[term.__name__], term_backward = term(params, config, tokens, targets, hidden)
         backwards.append(term_backward)
-    if observe is not None:
-        observe["losses"] = values
+    if around.get("observe") is not None:
+        around["observe"]["losses"] = values
 
     def backward(dloss=1.0):
         dhidden, dhead = head_backward()

@@ -23,11 +23,11 @@ from layers import IGNORE, embedding, linear, linear_cross_entropy, rms_norm
 from model import balance_loss, block, head_name
 
 
-def term(weight, count=None, documents=None, observe=None, balance=0.0):
+def term(weight, count=None, documents=None, **around):
     """The term of the loss: weight · the mean cross-entropy of the token after the next.
 
-    weight: the paper's λ, 0.3 for most of V3's training. count, documents, observe, balance: as of model.loss; count is
-    without the first target of each row. Returns a function, whose name is that of its value in observe["losses"],
+    weight: the paper's λ, 0.3 for most of V3's training. count, documents, around: as of model.loss; count is without
+    the first target of each row. Returns a function, whose name is that of its value in observe["losses"],
     mtp(params, config, tokens, targets, hidden) -> (value, backward() -> (dhidden, grads)).
     """
 
@@ -37,8 +37,7 @@ def term(weight, count=None, documents=None, observe=None, balance=0.0):
         own, later = None, targets[:, 1:]
         if documents is not None:  # place p mixes h_p with token p+1: at the end of a text with another text's
             own, later = documents[:, :-1], xp.where(documents[:, 1:] == documents[:, :-1], later, IGNORE)
-        around = {"documents": own, "observe": observe, "balance": balance}
-        options = layer_options(config, tokens[:, 1:], hidden.dtype, start=1, **around)[-1]
+        options = layer_options(config, tokens[:, 1:], hidden.dtype, start=1, documents=own, **around)[-1]
         further, body_backward = next_hidden(params, config, tokens, hidden, options)
         head = head_name(config)
         value, head_backward = linear_cross_entropy(further, params[head], later, count)

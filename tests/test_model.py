@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import architectures
+import layers
 import model
 import mtp
 from engine import to_numpy, xp
@@ -126,6 +127,13 @@ def test_the_gradient_of_every_weight(config, seed):
     terms = [mtp.term(0.3, **around)] if config.num_nextn_predict_layers else []
     check(lambda params: model.loss(params, config, tokens, targets, terms, **around), params, **options)
 
+    def dropped(params):
+        rng = np.random.default_rng(0)  # the same numbers are left out each time
+        dropout = lambda x: layers.dropout(x, 0.3, rng)
+        return model.loss(params, config, tokens, targets, **around, dropout=dropout)
+
+    check(dropped, params, **options)
+
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(variant, seed)
@@ -163,7 +171,7 @@ def test_texts_in_one_row_are_texts_in_rows_of_their_own(config, lengths, spare,
     def loss_of(tokens, targets, documents=None):
         observe = {}
         terms = [mtp.term(0.3, counts[1], documents)] if config.num_nextn_predict_layers else []
-        _, backward = model.loss(params, config, tokens, targets, terms, counts[0], documents, observe)
+        _, backward = model.loss(params, config, tokens, targets, terms, counts[0], documents=documents, observe=observe)
         return np.array([observe["losses"][name] for name in ("cross_entropy", *["mtp"][: len(terms)])]), backward()
 
     hidden, _ = model.transformer(params, config, tokens, options(config, tokens, documents=documents))
