@@ -171,7 +171,9 @@ def test_texts_in_one_row_are_texts_in_rows_of_their_own(config, lengths, spare,
     def loss_of(tokens, targets, documents=None):
         observe = {}
         terms = [mtp.term(0.3, counts[1], documents)] if config.num_nextn_predict_layers else []
-        _, backward = model.loss(params, config, tokens, targets, terms, counts[0], documents=documents, observe=observe)
+        _, backward = model.loss(
+            params, config, tokens, targets, terms, counts[0], documents=documents, observe=observe
+        )
         return np.array([observe["losses"][name] for name in ("cross_entropy", *["mtp"][: len(terms)])]), backward()
 
     hidden, _ = model.transformer(params, config, tokens, options(config, tokens, documents=documents))
