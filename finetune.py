@@ -217,12 +217,12 @@ def complete(settings):
 class Conversations:
     """What fine-tuning learns, as a task of `train.train`: packed conversations, by a model that has or gets a chat."""
 
-    merge, test_text, talk = staticmethod(merge), None, "--chat"
+    merge, test_text, tested, talk = staticmethod(merge), None, "", "--chat"
 
     def __init__(self, run):
         self.settings = s = run.settings
         parts = corpus.conversations(s.data)
-        run.check_data([json.dumps(messages) for part in parts for messages in part])
+        run.check_data(["\0".join(json.dumps(messages) for part in parts for messages in part).encode()])
         self.params, self.config, self.tokenizer = with_chat_tokens(*train.begun(run.start, s))
         encoded = [[encode(self.tokenizer, messages) for messages in part] for part in parts]
         np.random.default_rng(s.seed).shuffle(encoded[0])
