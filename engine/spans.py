@@ -95,7 +95,7 @@ def traits(spans):
     """Yields bytes by which texts are recognised: all, with a NUL between two; of more than BLOCKS · BLOCK bytes the
     sizes, and so many evenly spaced blocks.
     """
-    step = max(BLOCK, sum(span.size for span in spans) // BLOCKS)
+    step = max(BLOCK, -(-sum(span.size for span in spans) // BLOCKS))
     for i, span in enumerate(spans):
         yield b"\0" if i else b""
         yield b"%d\0" % span.size if step > BLOCK else b""

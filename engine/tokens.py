@@ -24,8 +24,23 @@ ALWAYS = 1 << 24  # bytes of a training text of which all is tokenized, in its o
 SEVERAL = 1 << 22  # bytes that are worth starting processes
 
 
+class Mapped:
+    """Numbers in a file, which is mapped whenever some are asked for, with the index of an array of one dimension. A
+    map that stayed would count each page that was ever looked at as memory of the program.
+    """
+
+    def __init__(self, path, kind, first, count):
+        self.path, self.kind, self.offset, self.count = path, kind, HEADER + first * kind.itemsize, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return np.array(np.memmap(self.path, self.kind, "r", self.offset, self.count)[index])
+
+
 def mapped(folder, parts, tokenizer, begin, data, least, enough, seconds):
-    """The tokens of the three parts of a text, memory-mapped arrays, and how many bytes of each were tokenized.
+    """The tokens of the three parts of a text, a Mapped each, and how many bytes of each were tokenized.
 
     parts: lists of spans to train on, to validate on and to test on; each span begins with the ids `begin`. data: the
     fingerprint of the parts. Of a training part longer than ALWAYS, pieces are tokenized in a drawn order, always the
@@ -44,9 +59,9 @@ def mapped(folder, parts, tokenizer, begin, data, least, enough, seconds):
                 os.rmdir(folder)  # where nothing came of it
         notes = _notes(path, kind)
     _check(notes["tokens"], least)
-    ids = np.memmap(path, kind, "r", HEADER).view(np.ndarray)
-    held_out = sum(notes["tokens"][1:])
-    return [ids[held_out:], *np.split(ids[:held_out], [notes["tokens"][1]])], notes["bytes"]
+    training, validation, test = notes["tokens"]
+    places = (validation + test, training), (0, validation), (validation, test)
+    return [Mapped(path, kind, first, count) for first, count in places], notes["bytes"]
 
 
 def _notes(path, kind):
@@ -78,8 +93,8 @@ def _write(path, of, parts, tokenizer, begin, kind, least, enough, seconds):
             file.write(ids)
             tokens[part] += len(ids)
             done[part] += piece.size
-            passed = max(tokens[0] / enough, (perf_counter() - began) / seconds)
-            bar.update(min(1.0, max(passed, sum(done) / sum(sizes))) - bar.n)
+            passed = max(tokens[0] / enough, (perf_counter() - began) / max(seconds, 1e-9))
+            bar.update(min(1.0, max(passed, sum(done) / max(sum(sizes), 1))) - bar.n)
             if passed >= 1 and tokens[0] >= least:
                 break
         else:

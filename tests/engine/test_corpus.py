@@ -149,6 +149,18 @@ def test_a_file_is_cut_into_three_parts(tmp_path_factory, text):
     assert abs(len(test) - size / 10) <= most and abs(len(validation) - 0.9 * size / 20) <= most
 
 
+def test_of_long_files_less_is_held_out_and_nothing_is_read(tmp_path):
+    sizes = {"one.txt": 10**12, "two.txt": 3 * 10**12}
+    for name, size in sizes.items():
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)  # takes no room
+    training, validation, test = corpus.texts([str(tmp_path / name) for name in sizes])
+    assert abs(sum(text.size for text in validation) - corpus.VALIDATION) <= 2
+    assert abs(sum(text.size for text in test) - corpus.TEST) <= 2 and abs(3 * test[0].size - test[1].size) <= 3
+    assert sum(text.size for part in (training, validation, test) for text in part) == sum(sizes.values())
+    assert abs(training[0].size / training[1].size - 1) < 0.01 and test[1].stop == 3 * 10**12
+
+
 @fast
 @given(st.integers(3, 45), st.integers(0, 45))
 def test_every_tenth_conversation_of_the_files_is_held_out(tmp_path_factory, first, second):
