@@ -12,10 +12,11 @@ one (BERT, Devlin et al. 2019) some tokens are hidden, and the model, which sees
 
 The text is in three parts: one to train on; one for validation, of which at most 32 evenly spaced windows choose the
 step whose weights are kept; and one for the test, which chooses nothing and is read only when a run ends, with those
-weights.
+weights. It may be larger than memory: its tokens are in a file, and batches are windows of that.
 
 A run writes one folder: a checkpoint in the published format (config.json, model.safetensors, tokenizer.json) with the
-weights of the lowest validation loss; training.safetensors, the last weights, to go on from; metrics.jsonl; loss.png.
+weights of the lowest validation loss; training.safetensors, the last weights, to go on from; tokens.bin; metrics.jsonl;
+loss.png.
 """
 
 import math

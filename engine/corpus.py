@@ -123,7 +123,8 @@ def as_tokens(run, parts, tokenizer, ends):
     print(f"data       {total:,} bytes to train on, {sizes[1]:,} for validation, {sizes[2]:,} for the test")
     print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {sizes[0] / len(ids[0]):.2f} bytes each")
     if sizes[0] < total:
-        print(f"tokens     {len(ids[0]):,} to train on, of {sizes[0]:,} bytes: no more can be used in this run")
+        limit = "the steps use" if s.steps else "a sixth of the time allows"
+        print(f"tokens     {len(ids[0]):,} to train on, of {sizes[0]:,} of these bytes, as many as {limit}")
     return ids, [(len(some) - 1) / max(1, size) for some, size in zip(ids, sizes)]
 
 

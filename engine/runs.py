@@ -2,6 +2,7 @@
 
 training.safetensors   the last weights and the optimiser's state, the settings, and how far the run had come
 metrics.jsonl          a line each time it logs
+tokens.bin             the tokens of a text, see engine/tokens.py
 loss.png               the loss of the steps
 """
 

@@ -29,9 +29,12 @@ class Span(NamedTuple):
     def data(self):
         if isinstance(self.source, bytes):
             return self.source[self.start : self.stop]
-        with open(self.source, "rb") as file:
-            file.seek(self.start)
-            data = file.read(self.size)
+        try:
+            with open(self.source, "rb") as file:
+                file.seek(self.start)
+                data = file.read(self.size)
+        except OSError as error:
+            raise ValueError(f"{self.source} cannot be read: {error.strerror}") from None
         refuse(len(data) < self.size, f"{self.source} has become shorter while it was read")
         return data
 
@@ -61,8 +64,8 @@ def character(span, place):
 
 
 def edge(span, place):
-    """The next place, from `place` on, where a text can be cut without changing its tokens, or where it ends. In what
-    has none for a long while it is the next line or, if there is none either, the next character.
+    """The next place, from `place` on, where a text can be cut without changing its words, however one of PATTERNS
+    splits it, or where it ends. In what has no such place for long it is the next line, or the next character.
     """
     for reach in NEAR, FAR:
         near = span.between(place, place + reach).data().decode("utf-8", "surrogateescape")

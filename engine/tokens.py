@@ -42,18 +42,19 @@ class Mapped:
 def mapped(folder, parts, tokenizer, begin, data, least, enough, seconds):
     """The tokens of the three parts of a text, a Mapped each, and how many bytes of each were tokenized.
 
-    parts: lists of spans to train on, to validate on and to test on; each span begins with the ids `begin`. data: the
-    fingerprint of the parts. Of a training part longer than ALWAYS, pieces are tokenized in a drawn order, always the
-    same, until there are `enough` tokens or the seconds are over. The tokens are found again in the folder if they were
-    made of the same data by the same tokenizer, with no lower limits. ValueError for parts of fewer than `least`.
+    folder: is there, and is removed where it is empty and nothing can be made. parts: lists of spans to train on, to
+    validate on and to test on; each span begins with the ids `begin`. data: the fingerprint of the parts. Of a training
+    part longer than ALWAYS, pieces are tokenized in a drawn order, always the same, until there are `enough` tokens or
+    the seconds are over. The tokens are found again in the folder if they were made of the same data by the same
+    tokenizer, with no lower limits. ValueError for parts of fewer than `least`.
     """
     path, kind = os.path.join(folder, NAME), np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     of = sha256(json.dumps([data, begin, tokenizer.config]).encode()).hexdigest()
-    notes = _notes(path, kind)
-    if notes.get("of") != of or any(notes[name] < limit for name, limit in (("enough", enough), ("seconds", seconds))):
-        os.makedirs(folder, exist_ok=True)
+    notes, limits = _notes(path, kind), {"enough": enough, "seconds": seconds}
+    if notes.get("of") != of or any(notes[name] < limit for name, limit in limits.items()):
+        encode = partial(_encode, tokenizer, begin, kind)
         try:
-            files.replace(path, lambda new: _write(new, of, parts, tokenizer, begin, kind, least, enough, seconds))
+            files.replace(path, lambda new: _write(new, of, parts, encode, least, **limits))
         finally:
             with suppress(OSError):
                 os.rmdir(folder)  # where nothing came of it
@@ -74,7 +75,7 @@ def _notes(path, kind):
         return {}
 
 
-def _write(path, of, parts, tokenizer, begin, kind, least, enough, seconds):
+def _write(path, of, parts, encode, least, enough, seconds):
     """Writes a file of tokens: the validation part, the test part and, last, as much as there is to train on."""
     training, *held_out = [[(piece, not i) for span in part for i, piece in enumerate(pieces(span))] for part in parts]
     sizes = [sum(span.size for span in part) for part in parts]
@@ -86,7 +87,7 @@ def _write(path, of, parts, tokenizer, begin, kind, least, enough, seconds):
     processes = min(cores(), len(jobs)) if sum(sizes) > SEVERAL else 1
     began, tokens, done = perf_counter(), [0, 0, 0], [0, 0, 0]
     form = "tokenize {percentage:3.0f}%|{bar}| {elapsed}"
-    results = process_map(partial(_encode, tokenizer, begin, kind), jobs, processes)
+    results = process_map(encode, jobs, processes)
     with open(path, "wb") as file, closing(results), tqdm(total=1.0, bar_format=form, disable=None, leave=False) as bar:
         file.write(bytes(HEADER))
         for (part, piece, _), ids in zip(jobs, results):

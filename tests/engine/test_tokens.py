@@ -1,6 +1,7 @@
 """Tokens in a file: those of the texts, made once, as many as are asked for, and found again."""
 
 import math
+import os
 import pickle
 
 import numpy as np
@@ -20,6 +21,7 @@ PARTS = [
 def mapped(
     folder, parts=PARTS, tokenizer=TOKENIZER, begin=(0,), data="data", least=1, enough=math.inf, seconds=math.inf
 ):
+    os.makedirs(folder, exist_ok=True)
     return tokens.mapped(folder, parts, tokenizer, list(begin), data, least, enough, seconds)
 
 
@@ -78,7 +80,7 @@ def test_tokens_of_something_else_are_made_anew(change, tmp_path, in_small_piece
     given = {"enough": 30, "seconds": 9.0}
     mapped(tmp_path, **given)
     made, write = [], tokens._write
-    monkeypatch.setattr(tokens, "_write", lambda *all: made.append(1) or write(*all))
+    monkeypatch.setattr(tokens, "_write", lambda *all, **limits: made.append(1) or write(*all, **limits))
     mapped(tmp_path, **given | change)
     assert made
 
