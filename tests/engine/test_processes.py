@@ -20,11 +20,13 @@ def square(x):
 
 
 def refused(x):
-    raise ValueError(f"{x} is not good")
+    if x == 2:
+        raise ValueError(f"{x} is not good")
 
 
 def ended(x):
-    os.kill(os.getpid(), signal.SIGKILL)
+    if x == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @settings(max_examples=15, deadline=None)
@@ -39,10 +41,11 @@ def test_where_processes_begin_anew_they_map_too(monkeypatch):
     assert list(process_map(square, [1, 2, 3], 2)) == [1, 4, 9]
 
 
-@pytest.mark.parametrize("function, what", [(refused, "^1 is not good$"), (ended, "ended from outside")])
-def test_what_goes_wrong_in_a_process_goes_wrong_here(function, what):
+@pytest.mark.parametrize("function, what", [(refused, "^2 is not good$"), (ended, "ended from outside")])
+@pytest.mark.parametrize("items", [[2, 1], [1, 2], [1, 3, 2]])
+def test_what_goes_wrong_in_a_process_goes_wrong_here(function, what, items):
     with pytest.raises(ValueError, match=what):
-        list(process_map(function, [1, 2, 3], 2))
+        list(process_map(function, items, 2))
     assert not multiprocessing.active_children()
 
 

@@ -50,6 +50,7 @@ def test_the_tokens_are_those_of_each_text_behind_what_begins_it(tmp_path_factor
 def test_a_part_of_a_long_text_is_pieces_of_it_in_another_order(tmp_path, in_small_pieces):
     whole, sizes = mapped(tmp_path / "whole")
     assert sorted(whole[0][:].tolist()) == sorted(i for t in PARTS[0] for i in (0, *TOKENIZER.encode(t.text())))
+    assert whole[0][:].tolist() != [i for t in PARTS[0] for i in (0, *TOKENIZER.encode(t.text()))]
     for limits in {"enough": 30}, {"seconds": 0.0}, {"seconds": 0.0, "least": 4}:
         some, less = mapped(tmp_path / "some", **limits)
         assert limits.get("enough", limits.get("least", 1)) <= len(some[0]) < 50 and less[0] < sizes[0]
