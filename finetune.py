@@ -237,16 +237,13 @@ class Conversations:
     tokens if it has none. run: an engine.runs.Run; run.start is the folder with the weights to begin with.
     """
 
-    merge, test_text, talk = (
-        staticmethod(merge),
-        None,
-        "--chat",
-    )  # no text for compressors; how to talk to it at the end
+    merge = staticmethod(merge)
+    test_text, tested, talk = None, "", "--chat"  # no text for compressors; how to talk to it at the end
 
     def __init__(self, run):
         self.settings = s = run.settings
         parts = corpus.conversations(s.data)
-        run.check_data([json.dumps(messages) for part in parts for messages in part])
+        run.check_data(["\0".join(json.dumps(messages) for part in parts for messages in part).encode()])
         self.params, self.config, self.tokenizer = with_chat_tokens(*train.begun(run.start, s))
         encoded = [[encode(self.tokenizer, messages) for messages in part] for part in parts]
         np.random.default_rng(s.seed).shuffle(encoded[0])

@@ -12,10 +12,11 @@ one (BERT, Devlin et al. 2019) some tokens are hidden, and the model, which sees
 
 The text is in three parts: one to train on; one for validation, of which at most 32 evenly spaced windows choose the
 step whose weights are kept; and one for the test, which chooses nothing and is read only when a run ends, with those
-weights.
+weights. It may be larger than memory: its tokens are in a file, and batches are windows of that.
 
 A run writes one folder: a checkpoint in the published format (config.json, model.safetensors, tokenizer.json) with the
-weights of the lowest validation loss; training.safetensors, the last weights, to go on from; metrics.jsonl; loss.png.
+weights of the lowest validation loss; training.safetensors, the last weights, to go on from; tokens.bin; metrics.jsonl;
+loss.png.
 """
 
 import math
@@ -186,13 +187,11 @@ def train(task, run):
 
     task: params, config, tokenizer; batch(step) -> inputs, targets, documents; held_out, {"val" and "test": ((inputs,
     targets, documents), tokens a byte or None)}; merge(params) -> (weights, backward), where other arrays are trained
-    than the weights; sample, test_text and talk, for people. run: an engine.runs.Run, which keeps time and folder.
+    than the weights; sample, test_text, tested and talk, for people. run: an engine.runs.Run, of time and folder.
     """
     s, params, config = run.settings, task.params, task.config
     optimizer = Optimizer(s.optimizer, s.lr, s.weight_decay)
     micro_batch = s.micro_batch or max(1, min(1024 // s.context, s.batch // 4))  # four threads have something to share
-    if s.qk_clip and config.has_qk_norm():
-        raise ValueError(f"--qk-clip is not for a {config.model_type}, whose queries and keys are normalised already")
 
     def save(weights, notes):
         task.tokenizer.save(run.folder, **task.tokenizer_notes)
@@ -228,7 +227,7 @@ def train(task, run):
             if run.step > run.saved_step:
                 run.save_if_due(run.line["val_loss"], f"after step {run.step}", last=True)
         final = run.result(lambda: evaluate(task, "test", run.best["weights"], micro_batch, pool.map))
-    runs.report(run, final, task.test_text, task.talk)
+    runs.report(run, final, task)
     return final
 
 
@@ -251,6 +250,11 @@ def complete(s, minutes=3.0):
     return s
 
 
+def check_clip(s, config):
+    if s.qk_clip and config.has_qk_norm():
+        raise ValueError(f"--qk-clip is not for a {config.model_type}, whose queries and keys are normalised already")
+
+
 def begun(folder, s, is_causal=True):
     """Params, config and tokenizer to go on with. ValueError where they cannot be trained as the settings say."""
     params, config = model.load(folder, mapped=False)
@@ -262,6 +266,7 @@ def begun(folder, s, is_causal=True):
         raise ValueError(f"the model in {folder} was trained {kind}, and goes on with that only")
     if s.mtp and not config.num_nextn_predict_layers:
         raise ValueError(f"the model in {folder} has no layer for --mtp")
+    check_clip(s, config)
     params = {name: xp.array(w, order="C") for name, w in params.items()}  # laid out as a new model's
     return params, config, bpe.load(os.path.join(folder, "tokenizer.json"))
 

@@ -10,6 +10,7 @@ chosen (and any setting that you try); and one for the test, which chooses nothi
 """
 
 import ast
+import math
 import re
 import sysconfig
 from functools import lru_cache
@@ -17,7 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from engine import spans, tokens
 from engine.files import json_lines, read_text, refuse
+
+TEST, VALIDATION = 1 << 21, 1 << 20  # bytes of files that are held out, at most
 
 
 @lru_cache(maxsize=1)
@@ -76,44 +80,52 @@ def unread(texts, known):
 
 
 def texts(paths):
-    """Texts to train on, to validate on and to test on: three lists of strings.
+    """Texts to train on, to validate on and to test on: three lists of spans.
 
     Files: the last tenth of each is for the test, and a twentieth of the other nine for validation, taken from the
     middle of those nine tenths, not from their end, so that the model is trained on what comes right before the test:
-    in a book, on the people of its last chapters. No file: Python's documents, of which what is held out has no
-    paragraph of what is trained on.
+    in a book, on the people of its last chapters. Of much text less is held out: of all files together, at most TEST
+    and VALIDATION bytes. No file: Python's documents, of which what is held out has no paragraph of what is trained on.
     """
     if not paths:
         documents = python_documentation()
         training, validation, test = ([documents[name] for name in names] for names in split(documents))
-        return training, unread(validation, training), unread(test, training + validation)
+        parts = training, unread(validation, training), unread(test, training + validation)
+        return [[spans.held(text) for text in part] for part in parts]
     training, validation, test = [], [], []
-    for text in map(read_text, paths):
-        end = len(text) * 9 // 10
-        middle = slice(end // 2, end // 2 + end // 20)
-        training += [text[: middle.start], text[middle.stop : end]]
-        validation.append(text[middle])
-        test.append(text[end:])
+    files = [spans.whole(path) for path in paths]
+    total = sum(text.size for text in files)
+    for text in files:
+        end = max(text.size * 9 // 10, text.size - TEST * text.size // total)
+        held_out = min(end // 20, VALIDATION * text.size // total)
+        start, stop, end = (spans.character(text, place) for place in (end // 2, end // 2 + held_out, end))
+        training += [text.between(0, start), text.between(stop, end)]
+        validation.append(text.between(start, stop))
+        test.append(text.between(end, text.size))
     return training, validation, test
 
 
-def as_tokens(parts, tokenizer, ends, context):
+def as_tokens(run, parts, tokenizer, ends):
     """The three parts of `texts` as token ids, an array each, and how many tokens a byte each of them has.
 
     A text begins with the token that its tokenizer begins texts with, or with the first in `ends`: ids that end or
-    begin a text, some of which may be None. ValueError where there is none, and for parts shorter than the context.
+    begin a text, some of which may be None. They are mapped from a file in the run's folder. Of a long text no more is
+    tokenized than the run can use: what all its batches hold or, where it has so many minutes, as much as a sixth of
+    them allows. ValueError where there is no such token, and for parts shorter than the context.
     """
-    begin = tokenizer.bos or [int(token) for token in ends if token is not None][:1]
+    begin, s = tokenizer.bos or [int(token) for token in ends if token is not None][:1], run.settings
     refuse(not begin, "neither the tokenizer nor config.json has a token that begins or ends a text")
-    small, tokens = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, []
-    for purpose, part in zip(("train", "validate", "test"), parts):
-        ids = np.array([i for text in part for i in (*begin, *tokenizer.encode(text))], small)
-        refuse(len(ids) < context + 2, f"{len(ids)} tokens to {purpose} on are too few for a --context of {context}")
-        tokens.append(ids)
-    sizes = [sum(len(text.encode()) for text in part) for part in parts]
-    print(f"data       {sizes[0]:,} bytes to train on, {sizes[1]:,} for validation, {sizes[2]:,} for the test")
-    print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {sizes[0] / len(tokens[0]):.2f} bytes each")
-    return tokens, [(len(ids) - 1) / size for ids, size in zip(tokens, sizes)]
+    enough = math.inf if s.steps is None else s.steps * s.batch * (s.context + 1)
+    seconds = math.inf if s.minutes is None else 60 * s.minutes / 6
+    limits = {"least": s.context + 2, "enough": enough, "seconds": seconds}
+    ids, sizes = tokens.mapped(run.make_folder(), parts, tokenizer, begin, run.fingerprint, **limits)
+    total = sum(text.size for text in parts[0])
+    print(f"data       {total:,} bytes to train on, {sizes[1]:,} for validation, {sizes[2]:,} for the test")
+    print(f"tokenizer  {tokenizer.vocab_size:,} tokens, {sizes[0] / len(ids[0]):.2f} bytes each")
+    if sizes[0] < total:
+        limit = "the steps use" if s.steps else "a sixth of the time allows"
+        print(f"tokens     {len(ids[0]):,} to train on, of {sizes[0]:,} of these bytes, as many as {limit}")
+    return ids, [(len(some) - 1) / max(1, size) for some, size in zip(ids, sizes)]
 
 
 def rows(ids, context, fill):

@@ -37,12 +37,20 @@ def read_text(path):
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise ValueError(f"{path} is not packed by gzip, or is cut off") from None
     refuse(not data, f"{path} is empty")
+    return decode(data, path)
+
+
+def decode(data, path, start=0):
+    """The text of bytes, which stand in a file from `start` on; ValueError with the place where they are not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        at = f"byte {error.start} is 0x{data[error.start]:02x}"
-        raise ValueError(f"{path} is not UTF-8 text: {at}, in line {line}") from None
+        line = 1 + data.count(b"\n", 0, error.start)
+        at = f"byte {start + error.start} is 0x{data[error.start]:02x}"
+    if start:
+        with open(path, "rb") as file:
+            line += sum(file.read(min(1 << 20, start - done)).count(b"\n") for done in range(0, start, 1 << 20))
+    raise ValueError(f"{path} is not UTF-8 text: {at}, in line {line}")
 
 
 def parse_json(text, path, line=None):
@@ -156,6 +164,7 @@ def replace(path, write):
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            os.remove(temporary)
         raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        with suppress(OSError):
+            os.remove(temporary)  # of what failed

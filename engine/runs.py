@@ -2,6 +2,7 @@
 
 training.safetensors   the last weights and the optimiser's state, the settings, and how far the run had come
 metrics.jsonl          a line each time it logs
+tokens.bin             the tokens of a text, see engine/tokens.py
 loss.png               the loss of the steps
 """
 
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 
 from tqdm import tqdm
 
-from engine import cli, files, np, safetensors, to_numpy, xp
+from engine import cli, files, np, safetensors, to_numpy, tokens, xp
 from engine.figure import figure
 from engine.files import refuse
 
@@ -69,11 +70,20 @@ class Run:
         self.step, self.best, self.saved_best = self.progress["step"], {"step": 0, "val_loss": math.inf}, None
         self.start = self.folder if self.resumed else self.settings.init  # a checkpoint, or None
 
-    def check_data(self, texts):
-        """ValueError where the texts are not what the run began with."""
-        self.fingerprint = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    def check_data(self, traits):
+        """ValueError where the data, known by an iterable of bytes, are not what the run began with."""
+        digest = hashlib.sha256()
+        for some in traits:
+            digest.update(some)
+        self.fingerprint = digest.hexdigest()
         same = self.progress.get("data", self.fingerprint) == self.fingerprint
         refuse(not same, f"the data is not what the run in {self.folder} began with")
+
+    def make_folder(self):
+        """The folder of the run, which is made where it is not there yet."""
+        self.folder = self.folder or new_folder()
+        os.makedirs(self.folder, exist_ok=True)
+        return self.folder
 
     def begin(self, params, optimizer, weights, save_weights):
         """Makes the folder; where the run is resumed, puts the last weights and the optimiser's state in place.
@@ -86,11 +96,10 @@ class Run:
             self.best = best_in(self.folder) | {"weights": {name: w.copy() for name, w in weights.items()}}
             self.saved_best, optimizer.steps = self.best["step"], self.step
             load_training(self.folder, params, optimizer.state)
-        self.folder = self.folder or new_folder()
+        self.make_folder()
         self.prepared = self.progress.get("prepared", self.seconds())
         self.reach(self.step)
         self.validated = min(self.due, VALIDATIONS - 1)  # the end is always validated
-        os.makedirs(self.folder, exist_ok=True)
         self.metrics, path = [], os.path.join(self.folder, "metrics.jsonl")
         if os.path.exists(path):  # going on from a step forgets what came after it
             with open(path, encoding="utf-8") as file:
@@ -232,7 +241,7 @@ def is_free(folder):
     """Whether a new run may write there: there is nothing, or only what a run left that ended before its first save."""
     if not os.path.isdir(folder):
         return not os.path.exists(folder)
-    names = {name for name in os.listdir(folder) if not name.endswith(".new")}  # see files.replace
+    names = {name for name in os.listdir(folder) if not name.endswith(".new")} - {tokens.NAME}  # see files.replace
     began = "metrics.jsonl" in names and os.path.getsize(os.path.join(folder, "metrics.jsonl")) == 0
     return not names or began and "training.safetensors" not in names
 
@@ -305,26 +314,28 @@ def keep_freed_memory():
             ctypes.CDLL("libc.so.6").mallopt(option, 2**30)
 
 
-def report(run, final, text, advice):
+def report(run, final, task):
     """Prints the result (for a text, beside what compressors need for it), and draws the loss curve.
 
-    final: the last line of the run's metrics. text: the bytes of the test part, or None. advice: options of model.py.
+    final: the last line of the run's metrics. task: test_text, the bytes of the test part, or None; tested, of which of
+    it the test was; talk, options of model.py.
     """
     best, last = run.best, next((line for line in reversed(run.metrics) if "val_loss" in line), None)
     print(f"\nweights of step {best['step']:,} of {run.step:,}, which had the lowest validation loss")
     if last and last["val_loss"] > 1.01 * best["val_loss"]:
         rise = f"from {best['val_loss']:.3f} to {last['val_loss']:.3f} nats a token"
         print(f"then it rose, {rise}: this is too little to learn from for so much training")
-    print(f"test, which chose nothing: {final['test_loss']:.3f} nats a token")
+    print(f"test, which chose nothing: {final['test_loss']:.3f} nats a token{task.tested}")
     if "test_bits_per_byte" in final:
         print("bits per byte of it (the compressors begin with nothing, the model has read the training text):")
+        text = task.test_text
         packed = {"xz": lzma.compress(text, preset=9 | lzma.PRESET_EXTREME), "bz2": bz2.compress(text, 9)}
         packed["gzip"] = gzip.compress(text, 9)
         bits = {name: 8 * len(some) / len(text) for name, some in packed.items()}
         for name, value in {"this model": final["test_bits_per_byte"], **bits}.items():
             print(f"  {name:12}{value:6.3f}")
     draw(run.metrics, picture := os.path.join(run.folder, "loss.png"), best["step"])
-    print(f"loss curve: {picture}\ntalk to it: python model.py --load {run.folder} {advice}")
+    print(f"loss curve: {picture}\ntalk to it: python model.py --load {run.folder} {task.talk}")
 
 
 def draw(lines, path, best_step):

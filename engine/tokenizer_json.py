@@ -110,6 +110,9 @@ class Content:
         whole = vocab.values() if model.get("ignore_merges") else ()
         self.whole = {self.token_bytes[i]: i for i in whole if i not in forged}
 
+    def __reduce__(self):  # as which it goes to another process
+        return type(self), (self.config,)
+
     def added_tokens(self, normalized, allow_special):
         """{text: id} of the added tokens that are cut out of a text before it is normalised, or after."""
         return {

@@ -1,14 +1,15 @@
 """The command line of train.py: a model, new or one to go on with, and a text in three parts to learn from."""
 
+import math
 from dataclasses import dataclass, fields
 
 import bpe
 import checkpoint
 import model
 from architectures import ARCHITECTURES, sibling
-from engine import cli, corpus, np, runs
+from engine import cli, corpus, np, runs, spans
 from engine.cli import option
-from train import END, MASK, OBJECTIVES, SPECIAL, Training, begun, complete, train, windows, windows_of
+from train import END, MASK, OBJECTIVES, SPECIAL, Training, begun, check_clip, complete, train, windows, windows_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Settings(Training):
     experts_per_token: int = option(2, "experts that compute a token", least=1)
 
 
+TOKENIZER_TEXT = 1 << 24  # bytes that a new tokenizer is trained on, at most
+TEST_TOKENS = 1 << 18  # that are tested, at most
 SIZES = {field.name for field in fields(Settings)} - {field.name for field in fields(Training)} - {"objective"}
 
 
@@ -51,24 +54,28 @@ class Texts:
         self.settings = s = run.settings
         is_causal = s.objective == "causal"
         parts = corpus.texts(s.data)  # to train on, to validate on, to test on
-        run.check_data([text for part in parts for text in part])
+        run.check_data(spans.traits([text for part in parts for text in part]))
         if run.start:
             self.params, config, self.tokenizer = begun(run.start, s, is_causal)
         else:
             check(s)
             sizes = {name: getattr(s, name) for name in SIZES - {"arch", "vocab"}} | {"context": s.context}
             sizes |= {"causal": is_causal, "num_nextn_predict_layers": int(s.mtp > 0)}
-            self.tokenizer = bpe.train(parts[0], s.vocab, special=SPECIAL)
+            some = spans.sample(parts[0], TOKENIZER_TEXT)
+            self.tokenizer = bpe.train((piece.text() for piece in some), s.vocab, special=SPECIAL)
             config = sibling(s.arch, self.tokenizer.vocab_size, **sizes, bos_token_id=END, eos_token_id=END)
             checkpoint.check(config)
+            check_clip(s, config)
             self.params = model.init(config, s.seed)
         ends = self.tokenizer.special.get(SPECIAL[END]), *np.atleast_1d(config.eos_token_id), config.bos_token_id
-        self.tokens, per_byte = corpus.as_tokens(parts, self.tokenizer, ends, s.context)
-        self.config, self.held_out, self.test_text = config, {}, "\n".join(parts[2]).encode()
-        for i, part, most in (1, "val", 32), (2, "test", None):
+        self.tokens, per_byte = corpus.as_tokens(run, parts, self.tokenizer, ends)
+        self.config, self.held_out, self.test_text = config, {}, b"\n".join(text.data() for text in parts[2])
+        for i, part, most in (1, "val", 32), (2, "test", math.ceil(TEST_TOKENS / s.context)):
             rows = corpus.evenly((*windows_of(self.tokens[i], s.context, s.objective, config.vocab_size), None), most)
             # no bits per byte for gaps: only 15 % of the tokens are predicted, from both sides
             self.held_out[part] = rows, per_byte[i] if is_causal else None
+        asked, there = self.held_out["test"][0][0].size, len(self.tokens[2])
+        self.tested = f" ({asked:,} of its {there:,} tokens, evenly spaced)" if asked < there - 1 else ""
         self.talk = '--prompt "The"' if is_causal else '--prompt "The <mask> of the list"'
 
     def merge(self, params):
@@ -80,7 +87,8 @@ class Texts:
 
     def sample(self, step, length=64):
         """What the model makes of the beginning of the validation part, or of gaps in it."""
-        decode, window, tokens = self.tokenizer.decode, self.config.max_position_embeddings, self.tokens[1].tolist()
+        decode, window = self.tokenizer.decode, self.config.max_position_embeddings
+        tokens = self.tokens[1][: 1 + window].tolist()
         if not self.config.causal:
             gaps = [MASK if i % 7 == 3 else token for i, token in enumerate(tokens[1 : 1 + min(length, window)])]
             return f"{decode(gaps)}\n→ {decode(model.fill(self.params, self.config, gaps, MASK))}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -368,6 +369,28 @@ def test_what_a_model_to_go_on_with_cannot_do_is_one_sentence(options, what, bas
     code, _, err = finished(*options)
     assert code == 1 and what in err and err.count("\n") == 1, err
     assert not (tmp_path / "run").exists()
+
+
+MEASURED = """import resource, subprocess, sys
+code = subprocess.call([sys.executable, *sys.argv[1:]])
+print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // (1024 if sys.platform == "darwin" else 1))
+sys.exit(code)"""
+
+
+def test_a_text_larger_than_the_memory_that_is_used(text, tmp_path):
+    """256 MB, of which two steps use no more than a piece to train on, and the parts that are held out."""
+    words, large = text.read_bytes(), tmp_path / "large.txt"
+    with open(large, "wb") as file:
+        for _ in range(2**28 // len(words)):
+            file.write(words)
+    options = ["--data", large, "--steps", 2, "--out", tmp_path / "run", *SMALL]
+    program = [sys.executable, "-c", MEASURED, ROOT / "train.py", *map(str, options)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(re.search(r"peak (\d+)", done.stdout)[1]) < 2**18  # KiB, of the run and of the processes it begins
+    assert (tmp_path / "run" / "tokens.bin").stat().st_size < 2**23
+    tested = re.search(r"test, which chose nothing: .* \(262,144 of its ([0-9,]+) tokens, evenly spaced\)", done.stdout)
+    assert int(tested[1].replace(",", "")) > 262_144 and "as many as the steps use" in done.stdout
 
 
 def test_a_line_is_logged_every_ten_steps_and_at_each_validation(run):

@@ -60,11 +60,12 @@ def test_what_is_held_out_is_of_other_modules():
 
 def test_no_paragraph_is_both_learned_and_held_out():
     training, validation, test = (
-        {paragraph.strip() for text in part for paragraph in text.split("\n\n")} - {""} for part in corpus.texts(None)
+        {paragraph.strip() for text in part for paragraph in text.text().split("\n\n")} - {""}
+        for part in corpus.texts(None)
     )
     assert not training & validation and not training & test and not validation & test
     whole = corpus.python_documentation()
-    kept = sum(len(text) for text in corpus.texts(None)[2])
+    kept = sum(len(text.text()) for text in corpus.texts(None)[2])
     assert 0.7 < kept / sum(len(whole[name]) for name in corpus.split(whole)[2]) < 1
 
 
@@ -141,10 +142,23 @@ def test_a_file_without_conversations_is_refused(tmp_path, content, what):
 def test_a_file_is_cut_into_three_parts(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "parts.txt"
     path.write_bytes(text.encode("utf-8", "replace"))
-    (before, after), (validation,), (test,) = corpus.texts([path])
-    assert before + validation + after + test == path.read_bytes().decode()
-    assert abs(len(before) - len(validation + after)) <= 1
-    assert abs(len(test) - len(text) / 10) <= 1 and abs(len(validation) - 0.9 * len(text) / 20) <= 1
+    (before, after), (validation,), (test,) = ([span.text().encode() for span in part] for part in corpus.texts([path]))
+    size, most = path.stat().st_size, 1 if text.isascii() else 7  # a part ends where a character does
+    assert before + validation + after + test == path.read_bytes()
+    assert abs(len(before) - len(validation + after)) <= most
+    assert abs(len(test) - size / 10) <= most and abs(len(validation) - 0.9 * size / 20) <= most
+
+
+def test_of_long_files_less_is_held_out_and_nothing_is_read(tmp_path):
+    sizes = {"one.txt": 10**12, "two.txt": 3 * 10**12}
+    for name, size in sizes.items():
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)  # takes no room
+    training, validation, test = corpus.texts([str(tmp_path / name) for name in sizes])
+    assert abs(sum(text.size for text in validation) - corpus.VALIDATION) <= 2
+    assert abs(sum(text.size for text in test) - corpus.TEST) <= 2 and abs(3 * test[0].size - test[1].size) <= 3
+    assert sum(text.size for part in (training, validation, test) for text in part) == sum(sizes.values())
+    assert abs(training[0].size / training[1].size - 1) < 0.01 and test[1].stop == 3 * 10**12
 
 
 @fast

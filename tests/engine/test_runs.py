@@ -13,7 +13,7 @@ from programs import BY_HEART, SMALL, command, finished, steps_logged, wait_for_
 
 import model
 import train
-from engine import runs, safetensors, xp
+from engine import runs, safetensors, tokens, xp
 from engine.threads import thread_pool
 from lab import pretrain
 
@@ -74,6 +74,26 @@ def test_a_run_that_ended_in_its_first_save_can_begin_again(text, tmp_path, monk
         assert "no run to go on with" in finished("--resume", folder)[2]
         assert finished("--data", text, "--steps", 3, "--out", folder, *SMALL)[0] == 0
         assert weights(folder) == weights(whole)
+
+
+def test_a_run_that_was_killed_while_it_tokenized_can_begin_again(text, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / f"{tokens.NAME}.new").write_bytes(b"a part")
+    assert runs.is_free(folder)
+    (folder / tokens.NAME).write_bytes(b"all of them")
+    assert runs.is_free(folder)
+    assert finished("--data", text, "--steps", 3, "--out", folder, *SMALL)[0] == 0
+    assert not runs.is_free(folder) and not (folder / f"{tokens.NAME}.new").exists()
+
+
+def test_what_was_tokenized_once_is_mapped_when_a_run_goes_on(run, tmp_path, monkeypatch):
+    folder = shutil.copytree(run[0], tmp_path / "copy")
+    monkeypatch.setattr(tokens, "_encode", None)
+    assert pretrain.pretrain({"resume": str(folder), "steps": 61})["step"] == 61
+    (folder / tokens.NAME).unlink()
+    with pytest.raises(TypeError):
+        pretrain.pretrain({"resume": str(folder), "steps": 62})
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_saved_stays(run, text, tmp_path):
