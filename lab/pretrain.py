@@ -71,7 +71,8 @@ class Texts:
             self.held_out[part] = rows, per_byte[i] if is_causal else None
         self.talk = '--prompt "The"' if is_causal else '--prompt "The <mask> of the list"'
 
-    def merge(self, params):
+    @staticmethod
+    def merge(params):
         return params, lambda grads: grads
 
     def batch(self, step):
