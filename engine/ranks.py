@@ -71,8 +71,8 @@ def crew(threads):
 
 
 def arrive():
-    """Waits until all ranks are here. MPI's own waiting keeps a core busy, which rank 0 may need while it reads, writes or
-    prepares; this one sleeps between looks, the longer it waits the longer, up to a millisecond.
+    """Waits until all ranks are here. MPI's own waiting keeps a core busy, which rank 0 may need while it prepares or
+    saves; this one sleeps between looks, the longer it waits the longer, up to a millisecond.
     """
     request, began = world.Ibarrier(), time.perf_counter()
     while not request.Test():
