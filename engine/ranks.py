@@ -70,13 +70,18 @@ def crew(threads):
 # ------------------------------------------------------------------------------------------------ meetings
 
 
-def arrive():
-    """Waits until all ranks are here. MPI's own waiting keeps a core busy, which rank 0 may need while it prepares or
-    saves; this one sleeps between looks, the longer it waits the longer, up to a millisecond.
+def wait(request):
+    """Waits until ranks have exchanged something. MPI's own waiting keeps a core busy, which rank 0 may need while it
+    prepares or saves; this one sleeps between looks, the longer it waits the longer, up to a millisecond.
     """
-    request, began = world.Ibarrier(), time.perf_counter()
+    began = time.perf_counter()
     while not request.Test():
         time.sleep(min(0.001, (time.perf_counter() - began) / 8))
+
+
+def arrive():
+    """Waits until all ranks are here."""
+    wait(world.Ibarrier())
 
 
 def combined(value, function):
@@ -92,8 +97,7 @@ def total(arrays):
     if world:
         flat = packed(arrays.values())
         summed = np.empty_like(flat)
-        arrive()
-        world.Allreduce(flat, summed)
+        wait(world.Iallreduce(flat, summed))
         unpack(summed, arrays.values())
     return arrays
 
@@ -105,8 +109,7 @@ def exchange(arrays):
         flat = packed(owned[rank()])
         sizes = [sum(array.size for array in some) for some in owned]
         whole = np.empty(sum(sizes), flat.dtype)
-        arrive()
-        world.Allgatherv(flat, (whole, sizes))
+        wait(world.Iallgatherv(flat, (whole, sizes)))
         unpack(whole, [array for some in owned for array in some])
 
 
