@@ -156,40 +156,31 @@ def balance(params, observed, bias_update, threshold):
 
 
 class Learner:
-    """What each process of a run has and does: all weights, its share of a batch, and its share of the optimiser. With
-    one process a share is all (see engine.ranks).
-    """
+    """What each process of a run has, the weights, and does: its share of the work, which is all if it is alone."""
 
     def __init__(self, parallel_map, settings, config, params, merge, optimizer):
         self.map, self.settings, self.config, self.params, self.merge = parallel_map, settings, config, params, merge
-        self.optimizer, s = optimizer, settings
+        self.optimizer, s = ranks.Shared(optimizer), settings
         self.micro_batch = s.micro_batch or max(1, min(1024 // s.context, s.batch // 4))  # for four threads to share
-        self.trained = {}
         runs.keep_freed_memory()
 
     def gradient(self, tokens, targets, documents):
-        """The gradient of a batch, clipped. Returns its loss, the norm before, and what the layers observed."""
+        """Finds the gradient of a batch, clipped. Returns the loss, what the layers observed, and the norm before."""
         s, (weights, backward) = self.settings, self.merge(self.params)
         around = self.micro_batch, self.map, documents, s.aux_loss, s.mtp, s.qk_clip
         loss, grads, observed = gradient(weights, self.config, tokens, targets, *around)
         self.grads = ranks.total(backward(grads))
-        self.trained = {name: self.params[name] for name in self.grads}
         return *ranks.combined((loss, observed), together), clip(self.grads)
 
     def update(self, observed, schedule):
-        """Changes the weights: each by the one process that has its state, which hands it to the others."""
-        grads = {name: self.grads[name] for name in ranks.own(self.trained)}
-        self.optimizer.step(self.params, grads, schedule, self.map)
-        ranks.exchange(self.trained)
+        self.optimizer.step(self.params, self.grads, schedule, self.map)
         balance(self.params, observed, self.settings.bias_update, self.settings.qk_clip)
 
     def state(self):
-        """The optimiser's state of all weights."""
-        state, own = self.optimizer.state, ranks.own(self.trained)
-        return ranks.combined({name: state[name] for name in own if name in state}, operator.or_)
+        return self.optimizer.state()
 
     def mean_loss(self, rows, weights=None):
-        """The mean loss of rows, with the present weights or with others."""
+        """The mean loss of rows, with these weights or the present ones."""
         weights = weights or self.merge(self.params)[0]
         return mean_loss(weights, self.config, rows, self.micro_batch, self.map)
 
@@ -263,8 +254,7 @@ def train(task, run):
                     run.log()
             if run.step > run.saved_step:
                 run.save_if_due(run.line["val_loss"], f"after step {run.step}", last=True)
-        best = lambda rows: learner.mean_loss(rows, run.best["weights"])
-        final = run.result(lambda: evaluate(task, "test", best))
+        final = run.result(lambda: evaluate(task, "test", lambda rows: learner.mean_loss(rows, run.best["weights"])))
     runs.report(run, final, task.test_text, task.talk)
     return final
 

@@ -8,6 +8,7 @@ that was started alone is the only rank: all is its share, and MPI is not import
 
 import atexit
 import functools
+import operator
 import os
 import platform
 import signal
@@ -48,18 +49,17 @@ def pieces(rows, size):
 
 def own(arrays, of=None):
     """The names of this rank's share of arrays, {name: array}, or of another's: of every size it has as many."""
-    return sorted(arrays, key=lambda name: arrays[name].size)[rank() if of is None else of :: count()]
+    return sorted(arrays, key=lambda name: -arrays[name].size)[rank() if of is None else of :: count()]
 
 
 def own_cores():
     """The number of threads for this rank: its share of the cores that it may use, as others may use the same."""
-    if not world or xp is not np:
-        return cores() if xp is np else 1
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cores())
     mine = {(platform.node(), core) for core in usable}
-    arrive()
-    taken = [core for some in world.allgather(mine) for core in some]
-    return max(1, int(sum(1 / taken.count(core) for core in mine)))
+    if world:
+        arrive()
+    taken = [core for some in (world.allgather(mine) if world else [mine]) for core in some]
+    return max(1, int(sum(1 / taken.count(core) for core in mine) + 1e-6)) if xp is np else 1
 
 
 def crew(threads):
@@ -95,7 +95,7 @@ def combined(value, function):
 def total(arrays):
     """The sum over all ranks of each of the arrays, {name: array}, in place."""
     if world:
-        flat = packed(arrays.values())
+        flat = packed(arrays, arrays)
         summed = np.empty_like(flat)
         wait(world.Iallreduce(flat, summed))
         unpack(summed, arrays.values())
@@ -105,22 +105,43 @@ def total(arrays):
 def exchange(arrays):
     """Gives each rank the arrays, {name: array}, that others have as their `own`, in place."""
     if world:
-        owned = [[arrays[name] for name in own(arrays, of)] for of in range(count())]
-        flat = packed(owned[rank()])
-        sizes = [sum(array.size for array in some) for some in owned]
+        owned = [own(arrays, of) for of in range(count())]
+        flat = packed(arrays, owned[rank()])
+        sizes = [sum(arrays[name].size for name in names) for names in owned]
         whole = np.empty(sum(sizes), flat.dtype)
         wait(world.Iallgatherv(flat, (whole, sizes)))
-        unpack(whole, [array for some in owned for array in some])
+        unpack(whole, [arrays[name] for names in owned for name in names])
 
 
-def packed(arrays):
-    return np.concatenate([to_numpy(array).ravel() for array in arrays] or [np.empty(0, np.float32)])
+def packed(arrays, names):
+    """Some of the arrays in one, of one dimension, in main memory; of a type that all of them fit in."""
+    empty = np.empty(0, np.result_type(*(array.dtype for array in arrays.values())))
+    return np.concatenate([empty, *(to_numpy(arrays[name]).ravel() for name in names)])
 
 
 def unpack(flat, arrays):
     for array in arrays:
         part, flat = flat[: array.size], flat[array.size :]
         array[...] = xp.asarray(part.reshape(array.shape))
+
+
+class Shared:
+    """An optimiser of which each rank does a share: it has the state of its own weights, and changes them. Muon's work
+    is a third of a small step, and grows with the width of the model.
+    """
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, params, grads, schedule, parallel_map):
+        mine, state = own(grads), self.optimizer.state
+        self.optimizer.state = {name: state[name] for name in mine if name in state}  # all of it, before a first step
+        self.optimizer.step(params, {name: grads[name] for name in mine}, schedule, parallel_map)
+        exchange({name: params[name] for name in grads})
+
+    def state(self):
+        """The state of all weights."""
+        return combined(self.optimizer.state, operator.or_)
 
 
 # ----------------------------------------------------------------------------------------- leader and followers
