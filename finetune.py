@@ -34,7 +34,7 @@ from itertools import takewhile
 import bpe
 import model
 import train
-from engine import cli, corpus, np, runs, xp
+from engine import cli, corpus, np, ranks, runs, xp
 from engine.cli import option
 from layers import IGNORE
 
@@ -287,7 +287,7 @@ def main(argv=None):
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        cli.run(main)
+        cli.run(lambda: ranks.lead(main))
     else:
         from lab.demo_finetune import demo
 

@@ -7,6 +7,7 @@ one (BERT, Devlin et al. 2019) some tokens are hidden, and the model, which sees
     python train.py                                     Python's own documentation, three minutes
     python train.py --data book.txt --minutes 10 --out runs/book
     python train.py --resume runs/book                  go on after an interruption
+    mpiexec -n 4 python train.py --batch 32             in four processes, here or on several machines
     python model.py --load runs/book --prompt "Once"    let it continue a text
     python finetune.py --init runs/book                 make an assistant of it
 
@@ -27,9 +28,8 @@ from dataclasses import dataclass, replace
 import bpe
 import checkpoint
 import model
-from engine import cli, corpus, np, rows_of, runs, xp
+from engine import cli, corpus, np, ranks, rows_of, runs, xp
 from engine.cli import option
-from engine.threads import cores, thread_pool
 from layers import IGNORE
 from moe import adjust_bias
 from mtp import term as mtp_term
@@ -86,12 +86,19 @@ def windows_of(tokens, context, objective, vocab_size):
 COMBINE = {"max_logits": xp.maximum, "load": operator.add, "balance": operator.add}
 
 
+def together(one, other):
+    """The loss of two parts of a batch, and what the layers observed in them: (loss, {layer: {name: array}}) each."""
+    (loss, observed), (more, new) = one, other
+    join = lambda seen, also: {name: COMBINE[name](seen[name], value) for name, value in also.items()}
+    return loss + more, {layer: join(observed[layer], also) for layer, also in new.items()}
+
+
 def gradient(
     params, config, tokens, targets, micro_batch=None, parallel_map=map, documents=None, aux=0.0, mtp=0.0, observe=True
 ):
     """Loss and gradient of a batch, computed `micro_batch` sequences at a time (gradient accumulation): the same as in
     one piece. Small pieces stay in the cache, and threads can share them (parallel_map: that of a pool). Their sum is
-    taken in order, so it does not depend on the threads.
+    taken in order, so it does not depend on the threads. Of several processes each computes its share of the sum.
 
     tokens, targets, documents: (batch, time), see model.loss. aux, mtp: weights of the routers' load-balancing loss
     and of the cross-entropy of the token after the next. observe: even where neither needs it.
@@ -101,8 +108,8 @@ def gradient(
     micro_batch = micro_batch or len(tokens)
     count, later = (max(1, int((asked != IGNORE).sum())) for asked in (targets, targets[:, 1:]))  # of the whole batch
 
-    def part(start):
-        rows, observed = slice(start, start + micro_batch), {} if observe or mtp or config.experts else None
+    def part(rows):
+        observed = {} if observe or mtp or config.experts else None
         inputs, answers, apart = rows_of((tokens, targets, documents), rows)
         around = {"documents": apart, "observe": observed, "balance": aux * len(inputs) / len(tokens)}
         terms = [mtp_term(mtp, later, **around)] if mtp else []
@@ -110,14 +117,12 @@ def gradient(
         loss = observed.pop("losses")["cross_entropy"] if observed else loss
         return loss, backward(), observed or {}
 
-    parts = iter(parallel_map(part, range(0, len(tokens), micro_batch)))
+    parts = iter(parallel_map(part, ranks.pieces(len(tokens), micro_batch)))
     loss, grads, observed = next(parts)
     for part_loss, part_grads, part_observed in parts:
-        loss += part_loss
         for name, g in part_grads.items():
             grads[name] += g
-        for layer, new in part_observed.items():
-            observed[layer] = {name: COMBINE[name](observed[layer][name], value) for name, value in new.items()}
+        loss, observed = together((loss, observed), (part_loss, part_observed))
     return loss, grads, observed
 
 
@@ -125,17 +130,17 @@ def mean_loss(params, config, rows, micro_batch=4, parallel_map=map):
     """The mean cross-entropy over all targets in nats. rows: inputs, targets and documents or None, (n, context)."""
     count = max(1, int((rows[1] != IGNORE).sum()))
 
-    def part(start):
-        inputs, targets, documents = rows_of(rows, slice(start, start + micro_batch))
+    def part(some):
+        inputs, targets, documents = rows_of(rows, some)
         return model.loss(params, config, inputs, targets, count=count, documents=documents)[0]
 
-    return sum(parallel_map(part, range(0, len(rows[1]), micro_batch)))
+    return ranks.combined(sum(parallel_map(part, ranks.pieces(len(rows[1]), micro_batch))), operator.add)
 
 
-def evaluate(task, part, weights, micro_batch, parallel_map):
-    """The loss on "val" or "test", as metrics.jsonl has it."""
+def evaluate(task, part, mean_loss):
+    """The loss on "val" or "test", as metrics.jsonl has it. mean_loss: a function of rows."""
     rows, tokens_per_byte = task.held_out[part]
-    loss = mean_loss(weights, task.config, rows, micro_batch, parallel_map)
+    loss = mean_loss(rows)
     bits = {f"{part}_bits_per_byte": loss / math.log(2) * tokens_per_byte} if tokens_per_byte else {}
     return {f"{part}_loss": loss} | bits
 
@@ -151,9 +156,38 @@ def balance(params, observed, bias_update, threshold):
             qk_clip(layers[layer]["self_attn"], seen["max_logits"], threshold)
 
 
+class Learner:
+    """What each process of a run has, the weights, and does: its share of the work, which is all if it is alone."""
+
+    def __init__(self, parallel_map, settings, config, params, merge, optimizer):
+        self.map, self.settings, self.config, self.params, self.merge = parallel_map, settings, config, params, merge
+        self.optimizer, s = ranks.Shared(optimizer), settings
+        self.micro_batch = s.micro_batch or max(1, min(1024 // s.context, s.batch // 4))  # for four threads to share
+        runs.keep_freed_memory()
+
+    def gradient(self, tokens, targets, documents):
+        """Finds the gradient of a batch, clipped. Returns the loss, what the layers observed, and the norm before."""
+        s, (weights, backward) = self.settings, self.merge(self.params)
+        around = self.micro_batch, self.map, documents, s.aux_loss, s.mtp, s.qk_clip
+        loss, grads, observed = gradient(weights, self.config, tokens, targets, *around)
+        self.grads = ranks.total(backward(grads))
+        return *ranks.combined((loss, observed), together), clip(self.grads)
+
+    def update(self, observed, schedule):
+        self.optimizer.step(self.params, self.grads, schedule, self.map)
+        balance(self.params, observed, self.settings.bias_update, self.settings.qk_clip)
+
+    def state(self):
+        return self.optimizer.state()
+
+    def mean_loss(self, rows, weights=None):
+        """The mean loss of rows, with these weights or the present ones."""
+        weights = weights or self.merge(self.params)[0]
+        return mean_loss(weights, self.config, rows, self.micro_batch, self.map)
+
+
 # ----------------------------------------------------------------------------------- settings and loop
 
-THREADS = cores() if xp is np else 1
 existing = lambda folder: os.path.abspath(checkpoint.existing(folder))
 
 
@@ -177,7 +211,7 @@ class Training:
     qk_clip: float | None = option(None, "largest attention logit of a head (100 in Kimi K2)", least=0)
     lr: float | None = option(None, "largest learning rate; 0.01, or with --init 0.003, less for a wide model", least=0)
     weight_decay: float = option(0.1, "each step takes learning rate × this share off a weight", least=0)
-    threads: int = option(THREADS, "threads that share a batch", least=1)
+    threads: int | None = option(None, "threads of a process; as many as it has cores if not given", least=1)
     save_seconds: float = option(30.0, "time between checkpoints", least=0)
     seed: int = option(0, "of the first weights and the order of the text", least=0)
 
@@ -191,7 +225,6 @@ def train(task, run):
     """
     s, params, config = run.settings, task.params, task.config
     optimizer = Optimizer(s.optimizer, s.lr, s.weight_decay)
-    micro_batch = s.micro_batch or max(1, min(1024 // s.context, s.batch // 4))  # four threads have something to share
 
     def save(weights, notes):
         task.tokenizer.save(run.folder, **task.tokenizer_notes)
@@ -199,26 +232,20 @@ def train(task, run):
 
     def validate():
         weights, _ = task.merge(params)
-        return run.keep_if_best(evaluate(task, "val", weights, micro_batch, pool.map), weights)
+        return run.keep_if_best(evaluate(task, "val", learner.mean_loss), weights)
 
     run.begin(params, optimizer, task.merge(params)[0], save)
-    size = sum(w.size for w in params.values())
-    print(f"model      {config.model_type} of {size:,} parameters, on {s.threads} threads, in {run.folder}")
-    with thread_pool(s.threads) as pool:
-        with run.watched():
+    with ranks.everywhere(Learner, s.threads, s, config, params, task.merge, optimizer) as learner:
+        size = sum(w.size for w in params.values())
+        print(f"model      {config.model_type} of {size:,} parameters, on {ranks.crew(s.threads)}, in {run.folder}")
+        with run.watched(learner.state):
             if run.step == 0:
                 run.first(validate())
             while not run.finished:
                 tokens, targets, documents = task.batch(run.step)
-                weights, merge_backward = task.merge(params)
-                loss, grads, observed = gradient(
-                    weights, config, tokens, targets, micro_batch, pool.map, documents, s.aux_loss, s.mtp, s.qk_clip
-                )
-                grads = merge_backward(grads)
-                norm = clip(grads)
+                loss, observed, norm = learner.gradient(tokens, targets, documents)
                 run.save_if_due(loss + norm, f"at step {run.step + 1}")  # weights that just gave a finite loss
-                optimizer.step(params, grads, warm_up_and_decay(run.fraction_done(run.step + 0.5)), pool.map)
-                balance(params, observed, s.bias_update, s.qk_clip)
+                learner.update(observed, warm_up_and_decay(run.fraction_done(run.step + 0.5)))
                 run.count(loss, tokens.size)
                 if run.due > run.validated:
                     run.log(validate(), task.sample)
@@ -226,7 +253,7 @@ def train(task, run):
                     run.log()
             if run.step > run.saved_step:
                 run.save_if_due(run.line["val_loss"], f"after step {run.step}", last=True)
-        final = run.result(lambda: evaluate(task, "test", run.best["weights"], micro_batch, pool.map))
+        final = run.result(lambda: evaluate(task, "test", lambda rows: learner.mean_loss(rows, run.best["weights"])))
     runs.report(run, final, task)
     return final
 
@@ -247,6 +274,8 @@ def complete(s, minutes=3.0):
     }
     s = replace(s, **{name: value for name, value in values.items() if getattr(s, name) is None})
     cli.check(s)
+    if s.batch < ranks.count():
+        raise ValueError(f"--batch {s.batch} is too small for {ranks.count()} processes to share")
     return s
 
 
@@ -274,4 +303,4 @@ def begun(folder, s, is_causal=True):
 if __name__ == "__main__":
     from lab.pretrain import main
 
-    cli.run(main)
+    cli.run(lambda: ranks.lead(main))

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 
 from tqdm import tqdm
 
-from engine import cli, files, np, safetensors, to_numpy, tokens, xp
+from engine import cli, files, np, ranks, safetensors, to_numpy, tokens, xp
 from engine.figure import figure
 from engine.files import refuse
 
@@ -91,7 +91,7 @@ class Run:
         params, optimizer: what is trained, {name: array}, and its optimiser, with state and steps. weights: those that
         the model begins with. save_weights(weights, notes): writes a checkpoint.
         """
-        self.params, self.optimizer, self.save_weights = params, optimizer, save_weights
+        self.params, self.save_weights = params, save_weights
         if self.resumed:
             self.best = best_in(self.folder) | {"weights": {name: w.copy() for name, w in weights.items()}}
             self.saved_best, optimizer.steps = self.best["step"], self.step
@@ -110,7 +110,6 @@ class Run:
         self.line, self.losses, self.tokens = {"step": self.step, "seconds": self.seconds()}, [], 0
         self.saved_step, self.saved_at, self.logged_at = self.step, time.perf_counter(), self.seconds()
         self.over = self.finished  # before the first step of this time
-        keep_freed_memory()
 
     def seconds(self):
         return self.progress["seconds"] + time.perf_counter() - self.began
@@ -131,9 +130,9 @@ class Run:
         self.finished, self.due = self.done == 1, int(VALIDATIONS * self.done)
 
     @contextmanager
-    def watched(self):
+    def watched(self, state):
         """As long as it lasts there is a progress bar, and a first Ctrl-C or termination is only noted, so that no step
-        is cut in two; a second one does what it always does.
+        is cut in two; a second one does what it always does. state: a function, of the optimiser's state to save.
         """
 
         def note(number, frame):
@@ -142,8 +141,8 @@ class Run:
 
         if self.over:
             print(f"the run in {self.folder} is finished, after {self.step:,} steps: more --minutes or --steps go on")
-        self.interrupted, form = [], "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.state, self.interrupted, form = state, [], "{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+        before = {number: signal.signal(number, note) for number in ranks.SIGNALS}
         try:
             with tqdm(total=1.0, initial=self.done, bar_format=form, disable=None) as self.bar:
                 yield
@@ -208,7 +207,7 @@ class Run:
             self.saved_best = self.best["step"]
         progress = {"step": self.step, "seconds": self.seconds(), "prepared": self.prepared}
         progress |= {"settings": asdict(self.settings), "data": self.fingerprint}
-        save_training(self.folder, self.params, self.optimizer.state, progress)
+        save_training(self.folder, self.params, self.state(), progress)
         self.saved_step, self.saved_at = self.step, time.perf_counter()
 
     def save_if_due(self, loss, when, last=False):

@@ -78,7 +78,8 @@ class Texts:
         self.tested = f" ({asked:,} of its {there:,} tokens, evenly spaced)" if asked < there - 1 else ""
         self.talk = '--prompt "The"' if is_causal else '--prompt "The <mask> of the list"'
 
-    def merge(self, params):
+    @staticmethod
+    def merge(params):
         return params, lambda grads: grads
 
     def batch(self, step):
