@@ -252,6 +252,7 @@ class Conversations:
             if not len(rows[0]):
                 where = f"within --context {s.context} in the conversations to {purpose} on"
                 raise ValueError(f"no answer of the assistant begins {where}")
+        self.rows = len(self.packed[0])
         self.held_out = {"val": (corpus.evenly(held_out[0], 32), None), "test": (held_out[1], None)}
         self.tokenizer_notes = {"eos_token": chat_format(self.tokenizer)[1], "chat_template": jinja(self.tokenizer)}
         self.asked = [list(takewhile(lambda message: message["role"] != "assistant", said)) for said in parts[1]]

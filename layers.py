@@ -156,13 +156,14 @@ def keep_all(x):
     return x, lambda dy: dy
 
 
-def dropout(x, rate, rng):
+def dropout(x, rate, rngs):
     """Dropout (Srivastava et al. 2014): each number becomes 0 with probability `rate`, and 1 / (1 - rate) times itself
     otherwise, so that its mean stays. It keeps a model from learning by heart a text that it reads many times.
 
-    rng: a numpy Generator. Returns y and backward(dy) -> dx, both shaped like x.
+    x: (batch, ...). rngs: a numpy Generator for each row, so that what a row loses does not depend on those beside it.
+    Returns y and backward(dy) -> dx, both shaped like x.
     """
-    kept = xp.asarray(rng.random(x.shape, np.float32) >= rate).astype(x.dtype)
+    kept = xp.asarray(np.stack([rng.random(x.shape[1:], np.float32) for rng in rngs]) >= rate).astype(x.dtype)
     kept /= 1 - rate
     return x * kept, lambda dy: dy * kept
 

@@ -24,13 +24,14 @@ import math
 import operator
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 
 import bpe
 import checkpoint
 import model
 from engine import cli, corpus, np, ranks, rows_of, runs, xp
 from engine.cli import option
-from layers import IGNORE
+from layers import IGNORE, dropout
 from moe import adjust_bias
 from mtp import term as mtp_term
 from optim import Optimizer, clip, qk_clip, warm_up_and_decay
@@ -94,24 +95,29 @@ def together(one, other):
 
 
 def gradient(
-    params, config, tokens, targets, micro_batch=None, parallel_map=map, documents=None, aux=0.0, mtp=0.0, observe=True
+    params, config, batch, micro_batch=None, parallel_map=map, aux=0.0, mtp=0.0, observe=True, drop=0.0, seed=(0,)
 ):
     """Loss and gradient of a batch, computed `micro_batch` sequences at a time (gradient accumulation): the same as in
     one piece. Small pieces stay in the cache, and threads can share them (parallel_map: that of a pool). Their sum is
     taken in order, so it does not depend on the threads. Of several processes each computes its share of the sum.
 
-    tokens, targets, documents: (batch, time), see model.loss. aux, mtp: weights of the routers' load-balancing loss
-    and of the cross-entropy of the token after the next. observe: even where neither needs it.
+    batch: inputs, targets and documents or None, (batch, time), see model.loss. aux, mtp: weights of the routers'
+    load-balancing loss and of the cross-entropy of the token after the next. observe: even where neither needs it.
+    drop: the rate of dropout, which draws what a row loses from (*seed, the row's number).
     Returns the mean cross-entropy in nats, a dict of gradients, and what the layers observed: {layer: {"max_logits":
     (heads,), "load": (experts,)}}.
     """
+    tokens, targets, _ = batch
     micro_batch = micro_batch or len(tokens)
     count, later = (max(1, int((asked != IGNORE).sum())) for asked in (targets, targets[:, 1:]))  # of the whole batch
 
     def part(rows):
         observed = {} if observe or mtp or config.experts else None
-        inputs, answers, apart = rows_of((tokens, targets, documents), rows)
+        inputs, answers, apart = rows_of(batch, rows)
         around = {"documents": apart, "observe": observed, "balance": aux * len(inputs) / len(tokens)}
+        if drop:
+            rngs = [np.random.default_rng((*seed, row)) for row in range(rows.start, rows.stop)]
+            around["dropout"] = partial(dropout, rate=drop, rngs=rngs)
         terms = [mtp_term(mtp, later, **around)] if mtp else []
         loss, backward = model.loss(params, config, inputs, answers, terms, count, **around)
         loss = observed.pop("losses")["cross_entropy"] if observed else loss
@@ -165,11 +171,11 @@ class Learner:
         self.micro_batch = s.micro_batch or max(1, min(1024 // s.context, s.batch // 4))  # for four threads to share
         runs.keep_freed_memory()
 
-    def gradient(self, tokens, targets, documents):
+    def gradient(self, step, batch, drop):
         """Finds the gradient of a batch, clipped. Returns the loss, what the layers observed, and the norm before."""
         s, (weights, backward) = self.settings, self.merge(self.params)
-        around = self.micro_batch, self.map, documents, s.aux_loss, s.mtp, s.qk_clip
-        loss, grads, observed = gradient(weights, self.config, tokens, targets, *around)
+        how = self.micro_batch, self.map, s.aux_loss, s.mtp, s.qk_clip, drop, (s.seed, step)
+        loss, grads, observed = gradient(weights, self.config, batch, *how)
         self.grads = ranks.total(backward(grads))
         return *ranks.combined((loss, observed), together), clip(self.grads)
 
@@ -210,6 +216,7 @@ class Training:
     optimizer: str = option("muon", "Muon for matrices and AdamW for the rest, or AdamW", choices=["muon", "adamw"])
     qk_clip: float | None = option(None, "largest attention logit of a head (100 in Kimi K2)", least=0)
     lr: float | None = option(None, "largest learning rate; 0.01, or with --init 0.003, less for a wide model", least=0)
+    dropout: float = option(0.1, "rate of dropout, from the second reading of the data on", least=0, most=0.9)
     weight_decay: float = option(0.1, "each step takes learning rate × this share off a weight", least=0)
     threads: int | None = option(None, "threads of a process; as many as it has cores if not given", least=1)
     save_seconds: float = option(30.0, "time between checkpoints", least=0)
@@ -219,9 +226,10 @@ class Training:
 def train(task, run):
     """Trains to the end and writes the run's folder. Returns the last line of metrics.jsonl, with the test's result.
 
-    task: params, config, tokenizer; batch(step) -> inputs, targets, documents; held_out, {"val" and "test": ((inputs,
-    targets, documents), tokens a byte or None)}; merge(params) -> (weights, backward), where other arrays are trained
-    than the weights; sample, test_text, tested and talk, for people. run: an engine.runs.Run, of time and folder.
+    task: params, config, tokenizer; rows, how many there are to learn from; batch(step) -> inputs, targets, documents;
+    held_out, {"val" and "test": ((inputs, targets, documents), tokens a byte or None)}; merge(params) -> (weights,
+    backward), where other arrays are trained than the weights; sample, test_text, tested and talk, for people. run: an
+    engine.runs.Run, of time and folder.
     """
     s, params, config = run.settings, task.params, task.config
     optimizer = Optimizer(s.optimizer, s.lr, s.weight_decay)
@@ -242,11 +250,12 @@ def train(task, run):
             if run.step == 0:
                 run.first(validate())
             while not run.finished:
-                tokens, targets, documents = task.batch(run.step)
-                loss, observed, norm = learner.gradient(tokens, targets, documents)
+                batch = task.batch(run.step)
+                drop = s.dropout if run.step * s.batch >= task.rows else 0.0  # from the second reading of the data on
+                loss, observed, norm = learner.gradient(run.step, batch, drop)
                 run.save_if_due(loss + norm, f"at step {run.step + 1}")  # weights that just gave a finite loss
                 learner.update(observed, warm_up_and_decay(run.fraction_done(run.step + 0.5)))
-                run.count(loss, tokens.size)
+                run.count(loss, batch[0].size)
                 if run.due > run.validated:
                     run.log(validate(), task.sample)
                 elif run.step % 10 == 0:

@@ -67,7 +67,7 @@ def side(name, size, context, args):
             optimizer, how = Optimizer("adamw", LEARNING_RATE, DECAY), (args.micro_batch, pool.map)
 
             def gradient():
-                return train.gradient(params, config, tokens, targets, *how, observe=False)[:2]
+                return train.gradient(params, config, (tokens, targets, None), *how, observe=False)[:2]
 
             def update(grads):
                 clip(grads, CLIP)

@@ -69,6 +69,7 @@ class Texts:
             self.params = model.init(config, s.seed)
         ends = self.tokenizer.special.get(SPECIAL[END]), *np.atleast_1d(config.eos_token_id), config.bos_token_id
         self.tokens, per_byte = corpus.as_tokens(run, parts, self.tokenizer, ends)
+        self.rows = len(self.tokens[0]) // s.context
         self.config, self.held_out, self.test_text = config, {}, b"\n".join(text.data() for text in parts[2])
         for i, part, most in (1, "val", 32), (2, "test", math.ceil(TEST_TOKENS / s.context)):
             rows = corpus.evenly((*windows_of(self.tokens[i], s.context, s.objective, config.vocab_size), None), most)

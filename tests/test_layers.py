@@ -33,20 +33,21 @@ def test_linear(lead, into, out, has_bias, seed):
 
 
 @fast
-@given(lead, size, st.floats(0, 0.9), seed)
-def test_dropout_is_one_product_for_value_and_gradient(lead, dim, rate, seed):
-    x = normal(seed, *lead, dim)
-    dropped = lambda x: layers.dropout(x, rate, np.random.default_rng(seed))
+@given(size, lead, st.floats(0, 0.9), seed)
+def test_dropout_is_one_product_for_value_and_gradient(batch, rest, rate, seed):
+    x = normal(seed, batch, *rest, 3)
+    dropped = lambda x: layers.dropout(x, rate, list(map(np.random.default_rng, range(seed, seed + batch))))
     y, _ = dropped(x)
     assert y.dtype == x.dtype
     kept = to_numpy(y) != 0
     close(to_numpy(y)[kept], to_numpy(x)[kept] / (1 - rate))
+    close(y[-1:], layers.dropout(x[-1:], rate, [np.random.default_rng(seed + batch - 1)])[0])  # whatever is beside it
     check(dropped, x, seed=seed)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_leaves_out_as_many_as_it_says_and_keeps_the_mean(rate):
-    y, _ = layers.dropout(xp.ones((300, 300), xp.float32), rate, np.random.default_rng(0))
+    y, _ = layers.dropout(xp.ones((300, 300), xp.float32), rate, list(map(np.random.default_rng, range(300))))
     y = to_numpy(y)
     assert (y == 0).mean() == pytest.approx(rate, abs=0.01) and y.mean() == pytest.approx(1, abs=0.01)
     assert y.dtype == np.float32 and (y[:, 0] == 0).any() and (y[0] == 0).any()

@@ -55,7 +55,7 @@ def test_the_gradient_in_pieces_over_threads_is_the_gradient_in_one(config, batc
     grads, loss = backward(), observed.pop("losses")["cross_entropy"]
     with thread_pool(threads) as pool:
         split_loss, split_grads, split_observed = train.gradient(
-            params, config, tokens, targets, micro_batch, pool.map, aux=0.1, mtp=0.3 * len(terms)
+            params, config, (tokens, targets, None), micro_batch, pool.map, aux=0.1, mtp=0.3 * len(terms)
         )
     assert split_loss == pytest.approx(loss)
     for name in params:
@@ -77,7 +77,7 @@ def test_the_gradient_in_pieces_keeps_texts_of_one_row_apart(config, batch, micr
     whole = [xp.asarray(array) for array in (tokens, targets, segments)]
     loss, backward = model.loss(params, config, *whole[:2], documents=whole[2])
     grads = backward()
-    split_loss, split_grads, _ = train.gradient(params, config, tokens, targets, micro_batch, documents=segments)
+    split_loss, split_grads, _ = train.gradient(params, config, (tokens, targets, segments), micro_batch)
     assert split_loss == pytest.approx(loss)
     assert train.mean_loss(params, config, (tokens, targets, segments), micro_batch) == pytest.approx(loss)
     for name in params:
@@ -135,6 +135,30 @@ def test_a_batch_comes_from_anywhere_in_the_text():
     assert inputs.shape == (400, 8) and {*inputs[:, 0].tolist()} == {0, 1, 2, 3} and targets.max() == 11
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_what_dropout_leaves_out_does_not_depend_on_the_pieces(batch, micro_batch, seed):
+    params, rows = model.init(CONFIG, 0, np.float64), np.random.default_rng(seed).integers(0, 300, (2, batch, 7))
+    dropped = {"drop": 0.3, "seed": (seed, 5)}
+    whole, grads, _ = train.gradient(params, CONFIG, (*rows, None), **dropped)
+    loss, split, _ = train.gradient(params, CONFIG, (*rows, None), micro_batch, **dropped)
+    assert loss == pytest.approx(whole)
+    for name in grads:
+        close(split[name], grads[name])
+    for other in {"drop": 0.0}, {"drop": 0.3, "seed": (seed, 6)}:
+        assert train.gradient(params, CONFIG, (*rows, None), **other)[0] != pytest.approx(whole, rel=1e-9)
+
+
+def test_dropout_begins_with_the_second_reading(text, tmp_path, monkeypatch):
+    rates, gradient = [], train.gradient
+    monkeypatch.setattr(train, "gradient", lambda *a, **b: rates.append(a[8]) or gradient(*a, **b))
+    small = {"data": [str(text)], "vocab": 258, "hidden": 8, "heads": 1, "layers": 1, "context": 64, "dropout": 0.2}
+    pretrain.pretrain(small | {"steps": 40, "batch": 30, "out": str(tmp_path / "run")})
+    tokens = 0.85 * len(text.read_bytes())
+    first = rates.index(0.2)
+    assert rates == [0.0] * first + [0.2] * (40 - first) and 0.5 * tokens < first * 30 * 64 <= 1.1 * tokens
+
+
 @pytest.mark.parametrize(
     "given, expected",
     [
@@ -149,8 +173,8 @@ def test_a_micro_batch_has_at_most_1024_tokens_and_a_quarter_of_the_batch(given,
     class Seen(Exception):
         pass
 
-    def seen(params, config, tokens, targets, micro_batch, *rest):
-        raise Seen(micro_batch, len(tokens))
+    def seen(params, config, batch, micro_batch, *rest):
+        raise Seen(micro_batch, len(batch[0]))
 
     monkeypatch.setattr(train, "gradient", seen)
     small = {"data": [str(text)], "vocab": 258, "hidden": 8, "heads": 1, "layers": 1, "steps": 1}
