@@ -10,6 +10,10 @@ Hugging Face transformers reads and writes such folders, too. In whatever precis
     >>> params, config = load("SmolLM2-135M")
     >>> save("mine", params, config)
 
+llama.cpp reads one file instead (engine/llama_cpp.py):
+
+    python checkpoint.py mine --gguf mine.gguf
+
 A checkpoint is somebody else's file: one that does not fit, or asks for what this model lacks, is refused with one
 sentence (engine/published.py, engine/safetensors.py). Each file is written atomically: after a crash there is the old
 one or the new one.
@@ -266,3 +270,10 @@ def save(folder, params, config, notes=None):
         os.path.join(folder, "config.json"),
         lambda path: write_text(path, json.dumps(config_to_json(config), indent=2) + "\n"),
     )
+
+
+if __name__ == "__main__":
+    from engine.cli import run
+    from lab.export import main
+
+    run(main)
