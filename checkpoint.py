@@ -27,7 +27,7 @@ import re
 from contextlib import suppress
 
 from architectures import SPARSE, Config, read_table, shapes
-from engine import np, to_numpy, xp
+from engine import memory, np, to_numpy, xp
 from engine.files import read_object, replace, shown, write_text
 from engine.published import check_config, checked, is_block_fp8, refuse_what_is_not_here
 from engine.safetensors import as_float, mapped_shards, scaled, write
@@ -72,8 +72,7 @@ def load(folder, dtype=np.float32, mapped=None):
 
     as_stored = {name for name in wanted if stored[name][0].dtype == dtype and name not in scales}
     if mapped is None:
-        ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
-        mapped = sum(stored[name][0].nbytes for name in as_stored) > ram / 4
+        mapped = sum(stored[name][0].nbytes for name in as_stored) > memory.installed() / 4
     params = room({name: shape for name, shape in wanted.items() if not mapped or name not in as_stored}, dtype)
     for name, array in params.items():
         value = as_float(*stored[name])

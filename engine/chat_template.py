@@ -42,9 +42,7 @@ def environment():
         options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, "sort_keys": sort_keys}
         return json.dumps(value, **options)
 
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -88,7 +86,9 @@ class ChatTemplate:
                 yield
         except Exception as error:
             line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-            said = str(error) if isinstance(error, (TemplateError, TimeoutError)) else f"{type(error).__name__}: {error}"
+            said = (
+                str(error) if isinstance(error, (TemplateError, TimeoutError)) else f"{type(error).__name__}: {error}"
+            )
             raise ValueError(f"{self.path}{line}: the chat template says {' '.join(said.split())!r:.200}") from None
 
     def render(self, messages):

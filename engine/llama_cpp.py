@@ -1,5 +1,5 @@
-"""GGUF, the one file of a model that llama.cpp reads: what config.json, tokenizer.json and the weights say, by its names.
-The package gguf writes the file, and knows what llama.cpp calls each weight.
+"""GGUF, the one file of a model that llama.cpp reads: what config.json, tokenizer.json and the weights say, under its
+names. The package gguf writes the file, and knows what llama.cpp calls each weight.
 
 llama.cpp computes the same, and keeps some weights in another order or shape:
 
