@@ -1,5 +1,7 @@
 """Chat templates that use what published ones use, in short."""
 
+NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
+DAY = 2024, 7, 26  # the day on which they say which day it is
 SYSTEM = "{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] | trim -%}"
 SYSTEM += "{%- set messages = messages[1:] -%}{%- else -%}{%- set system = '' -%}{%- endif -%}"
 TEMPLATES = {
