@@ -89,7 +89,9 @@ class ChatTemplate:
             said = (
                 str(error) if isinstance(error, (TemplateError, TimeoutError)) else f"{type(error).__name__}: {error}"
             )
-            raise ValueError(f"{self.path}{line}: the chat template stops with {' '.join(said.split())!r:.200}") from None
+            raise ValueError(
+                f"{self.path}{line}: the chat template stops with {' '.join(said.split())!r:.200}"
+            ) from None
 
     def render(self, messages):
         """The text of a conversation up to where the assistant begins to speak.
