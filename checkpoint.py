@@ -10,7 +10,7 @@ Hugging Face transformers reads and writes such folders, too. In whatever precis
     >>> params, config = load("SmolLM2-135M")
     >>> save("mine", params, config)
 
-llama.cpp reads one file instead (engine/llama_cpp.py):
+llama.cpp reads one file instead (engine/gguf_file.py):
 
     python checkpoint.py mine --gguf mine.gguf
 
@@ -120,7 +120,7 @@ def existing(folder):
     owner, name = os.path.split(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) or os.path.isdir(owner):
         raise ValueError(f"{folder} is not a folder with a checkpoint")
-    download = f"hf download {folder} --local-dir {name}"  # of huggingface_hub
+    download = f"pip install huggingface_hub; hf download {folder} --local-dir {name}"
     raise ValueError(f"there is no folder {folder}: if it is a published model, `{download}` makes a folder {name}")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import bpe
 import checkpoint
 import posenc
-from engine import chat_template, cli, llama_cpp
+from engine import chat_template, cli, gguf_file
 from engine.cli import option
 
 
@@ -16,7 +16,7 @@ class Settings:
 
     folder: str | None = option(None, "checkpoint folder", metavar="DIR", positional=True)
     gguf: str | None = option(None, "the file to write, which llama.cpp reads", metavar="FILE")
-    type: str = option("f32", "format of the matrices", choices=list(llama_cpp.TYPES))
+    type: str = option("f32", "format of the matrices", choices=list(gguf_file.TYPES))
 
 
 def main(argv=None):
@@ -30,5 +30,5 @@ def main(argv=None):
         config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
     )
     stretch = posenc.pair_frequencies(config.head_dim, config.rope_theta) / speeds
-    llama_cpp.write(s.gguf, params, config, tokenizer, template and template.source, (stretch, factor), s.type)
+    gguf_file.write(s.gguf, params, config, tokenizer, template and template.source, (stretch, factor), s.type)
     print(f"{s.gguf}: {os.path.getsize(s.gguf) / 2**20:,.1f} MiB")

@@ -104,7 +104,9 @@ def opened(folder, **how):
     params, config = load(folder, **how)
     tokenizer = bpe.load(os.path.join(folder, "tokenizer.json"))
     ends = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
-    return params, config, tokenizer, ends + [finetune.end_token(tokenizer)] * finetune.has_format(tokenizer)
+    if finetune.has_format(tokenizer):
+        ends.append(finetune.end_token(tokenizer))
+    return params, config, tokenizer, ends
 
 
 def asking(folder, tokenizer):

@@ -16,7 +16,7 @@ import architectures
 import bpe
 import model
 import posenc
-from engine import llama_cpp, to_numpy, xp
+from engine import gguf_file, to_numpy, xp
 
 fast = settings(max_examples=40, deadline=None)
 YARN = architectures.ARCHITECTURES["deepseek-v3"].rope_scaling
@@ -52,10 +52,10 @@ def test_pairs_beside_each_other_turn_as_the_halves_did(heads, half, time, seed)
         y = xp.asarray((x @ weight.T).reshape(1, time, heads, dim).swapaxes(1, 2))
         return to_numpy(posenc.rope(y, cos, sin, interleaved)[0])
 
-    here, there = turned(weight, False), turned(llama_cpp.pairs(weight, heads), True)
+    here, there = turned(weight, False), turned(gguf_file.pairs(weight, heads), True)
     scores = [y @ y.swapaxes(-1, -2) for y in (here, there)]
     close(*scores)
-    assert llama_cpp.pairs(weight[:, 0], heads).tolist() == llama_cpp.pairs(weight, heads)[:, 0].tolist()  # a bias
+    assert gguf_file.pairs(weight[:, 0], heads).tolist() == gguf_file.pairs(weight, heads)[:, 0].tolist()  # a bias
 
 
 @fast
@@ -64,7 +64,7 @@ def test_queries_taken_to_the_compressed_keys_score_as_keys_taken_to_the_queries
     random = np.random.default_rng(seed).standard_normal
     kv_b, c, q = random((heads * (nope + v), rank)), random((5, rank)), random((heads, 2, nope))
     keys, values = np.split((c @ kv_b.T).reshape(5, heads, nope + v), [nope], axis=-1)
-    k_b, v_b = llama_cpp.apart(kv_b, heads, nope)
+    k_b, v_b = gguf_file.apart(kv_b, heads, nope)
     assert k_b.shape == (heads, rank, nope) and v_b.shape == (heads, v, rank)
     scores, outputs = np.einsum("hqn,khn->hqk", q, keys), np.einsum("khv->hkv", values)
     close(q @ k_b.swapaxes(1, 2) @ c.T, scores)
@@ -76,7 +76,7 @@ def test_each_weight_is_there_once(name):
     config = CONFIGS[name]
     params = model.init(config, 0)
     known = {n: to_numpy(w) for n, w in params.items() if not n.startswith("model.layers.2.") or name == "smollm3"}
-    found = dict(llama_cpp.arranged(params, config, rope_of(config)[0]))
+    found = dict(gguf_file.arranged(params, config, rope_of(config)[0]))
     stretch = found.pop("rope_freqs.weight", None)
     assert (stretch is not None) == (name == "llama")
     as_sorted = [np.sort(np.concatenate([w.ravel() for w in some.values()])) for some in (known, found)]
@@ -90,19 +90,19 @@ def test_each_weight_is_there_once(name):
 def test_stretched_frequencies_are_the_plain_ones_divided():
     config = dataclasses.replace(CONFIGS["llama"], head_dim=64, rope_theta=5e5)
     stretch, _ = rope_of(config)
-    (name, array), *_ = llama_cpp.arranged({}, config, stretch)
+    (name, array), *_ = gguf_file.arranged({}, config, stretch)
     speed, _ = posenc.rope_frequencies(64, 5e5, config.rope_scaling, 24)
     assert name == "rope_freqs.weight" and array[0] == 1 and array[-1] == pytest.approx(32)
     close(posenc.pair_frequencies(64, 5e5) / xp.asarray(array), speed)
 
 
 def test_only_matrices_lose_precision():
-    for kind in llama_cpp.TYPES:
-        assert llama_cpp.stored_as("model.norm.weight", (64,), kind) == "f32"
-        assert llama_cpp.stored_as("model.layers.0.mlp.gate.weight", (8, 64), kind) == "f32"
-        assert llama_cpp.stored_as("model.layers.0.mlp.gate_proj.weight", (8, 64), kind) == kind
-    assert llama_cpp.stored_as("lm_head.weight", (8, 40), "q8_0") == "f16"  # no whole block of 32
-    assert llama_cpp.stored_as("lm_head.weight", (8, 40), "f32") == "f32"
+    for kind in gguf_file.TYPES:
+        assert gguf_file.stored_as("model.norm.weight", (64,), kind) == "f32"
+        assert gguf_file.stored_as("model.layers.0.mlp.gate.weight", (8, 64), kind) == "f32"
+        assert gguf_file.stored_as("model.layers.0.mlp.gate_proj.weight", (8, 64), kind) == kind
+    assert gguf_file.stored_as("lm_head.weight", (8, 40), "q8_0") == "f16"  # no whole block of 32
+    assert gguf_file.stored_as("lm_head.weight", (8, 40), "f32") == "f32"
 
 
 # --- sizes ---
@@ -112,8 +112,8 @@ def test_only_matrices_lose_precision():
 def test_the_published_architectures_can_be_said(name):
     config = architectures.ARCHITECTURES[name]
     stretch, factor = rope_of(config)
-    llama_cpp.refuse_what_is_not_there(config, factor)
-    found = llama_cpp.metadata(config, factor)
+    gguf_file.refuse_what_is_not_there(config, factor)
+    found = gguf_file.metadata(config, factor)
     (kind,) = {key.split(".")[0] for key in found}
     found = {key.removeprefix(f"{kind}."): value for key, value in found.items()}
     assert kind == {"llama3.2": "llama", "qwen3-moe": "qwen3moe", "kimi-k2": "deepseek2"}.get(name, kind)
@@ -140,7 +140,7 @@ def test_the_published_architectures_can_be_said(name):
 def test_cos_and_sin_are_multiplied_as_here(scaling):
     """llama.cpp multiplies them by 1 + 0.1 ln(factor) and by attn_factor."""
     config = dataclasses.replace(TINY, rope_scaling=scaling)
-    found = llama_cpp.metadata(config, factor := rope_of(config)[1])
+    found = gguf_file.metadata(config, factor := rope_of(config)[1])
     by_itself = 1 + 0.1 * math.log(found["llama.rope.scaling.factor"])
     assert found["llama.rope.scaling.attn_factor"] * by_itself == pytest.approx(factor)
     assert found["llama.rope.scaling.factor"] == (scaling.get("factor") or 4)
@@ -148,7 +148,7 @@ def test_cos_and_sin_are_multiplied_as_here(scaling):
 
 def test_linear_scaling_is_a_factor():
     config = dataclasses.replace(TINY, rope_scaling={"rope_type": "linear", "factor": 2})
-    found = llama_cpp.metadata(config, 1.0)
+    found = gguf_file.metadata(config, 1.0)
     assert found["llama.rope.scaling.type"] == "linear" and found["llama.rope.scaling.factor"] == 2.0
 
 
@@ -176,7 +176,7 @@ QWEN = VARIANTS["experts"]
 def test_what_llama_cpp_lacks_is_refused(fields, what):
     config = dataclasses.replace(TINY, **fields)
     with pytest.raises(ValueError, match=f"llama.cpp has no .*{what}"):
-        llama_cpp.refuse_what_is_not_there(config, rope_of(config)[1])
+        gguf_file.refuse_what_is_not_there(config, rope_of(config)[1])
 
 
 # --- tokens ---
@@ -186,7 +186,7 @@ def test_tokens_have_their_kinds_and_merges_their_order():
     config = CONFIGS["llama"]
     added = bpe.FLAGS | {"id": WORDS.vocab_size, "content": "<think>", "special": False}
     tokenizer = bpe.Tokenizer(WORDS.config | {"added_tokens": [*WORDS.config["added_tokens"], added]})
-    found = llama_cpp.vocabulary(config, tokenizer)
+    found = gguf_file.vocabulary(config, tokenizer)
     found = {key.removeprefix("tokenizer.ggml."): value for key, value in found.items()}
     assert found["model"] == "gpt2" and found["pre"] == "gpt-2"
     assert found["tokens"][:3] == ["<|end|>", "<mask>", "!"]
@@ -197,7 +197,7 @@ def test_tokens_have_their_kinds_and_merges_their_order():
     assert (found["eos_token_id"], found["eot_token_id"]) == (0, 1) and "eom_token_id" not in found
     assert found["add_bos_token"] is False and "bos_token_id" not in found
     with pytest.raises(ValueError, match="270 tokens, and the model 269"):
-        llama_cpp.vocabulary(dataclasses.replace(config, vocab_size=269), WORDS)
+        gguf_file.vocabulary(dataclasses.replace(config, vocab_size=269), WORDS)
 
 
 PRE = {"gpt2": "gpt-2", "llama3": "smaug-bpe", "qwen": "qwen2", "Llama 3": "smaug-bpe", "Qwen": "qwen2"}
@@ -210,9 +210,9 @@ def test_a_pre_tokenizer_has_its_name_there_or_is_refused(name):
     config = dataclasses.replace(TINY, vocab_size=1000)
     if name not in PRE:
         with pytest.raises(ValueError, match="no pre-tokenizer"):
-            llama_cpp.vocabulary(config, TOKENIZERS[name])
+            gguf_file.vocabulary(config, TOKENIZERS[name])
         return
-    found = llama_cpp.vocabulary(config, TOKENIZERS[name])
+    found = gguf_file.vocabulary(config, TOKENIZERS[name])
     assert found["tokenizer.ggml.pre"] == PRE[name]
     assert found["tokenizer.ggml.add_bos_token"] == found["tokenizer.ggml.add_eos_token"] == ("template" in name)
     assert found.get("tokenizer.ggml.bos_token_id") == (1 if "template" in name else None)
@@ -220,10 +220,10 @@ def test_a_pre_tokenizer_has_its_name_there_or_is_refused(name):
 
 def test_deepseek_s_pre_tokenizer_is_three_patterns():
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
-    cut = [split | {"pattern": {"Regex": pattern}} for pattern in llama_cpp.DEEPSEEK]
+    cut = [split | {"pattern": {"Regex": pattern}} for pattern in gguf_file.DEEPSEEK]
     whole = {"type": "Sequence", "pretokenizers": [*cut, bpe.published("llama3")["pretokenizers"][-1]]}
     tokenizer = bpe.Tokenizer(WORDS.config | {"pre_tokenizer": whole})
-    assert llama_cpp.vocabulary(CONFIGS["llama"], tokenizer)["tokenizer.ggml.pre"] == "deepseek-v3"
+    assert gguf_file.vocabulary(CONFIGS["llama"], tokenizer)["tokenizer.ggml.pre"] == "deepseek-v3"
     words = [*tokenizer.split("It's 12345日本語だ! #include\n\n")]
     assert "".join(words) == "It's 12345日本語だ! #include\n\n" and {"123", "45", "日本語だ", " #", "include"} <= {
         *words
@@ -236,29 +236,29 @@ def test_deepseek_s_pre_tokenizer_is_three_patterns():
 def test_without_the_package_it_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match="pip install gguf"):
-        llama_cpp.write(tmp_path / "x.gguf", {}, TINY, WORDS, None, rope_of(TINY), "f32")
+        gguf_file.write(tmp_path / "x.gguf", {}, TINY, WORDS, None, rope_of(TINY), "f32")
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("kind", llama_cpp.TYPES)
+@pytest.mark.parametrize("kind", gguf_file.TYPES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_file_holds_it_all(name, kind, tmp_path):
     gguf = pytest.importorskip("gguf")
     config, path = CONFIGS[name], tmp_path / "x.gguf"
     params, rope = model.init(config, 0), rope_of(config)
-    llama_cpp.write(path, params, config, WORDS, "{{ a template }}", rope, kind)
+    gguf_file.write(path, params, config, WORDS, "{{ a template }}", rope, kind)
     assert [*tmp_path.iterdir()] == [path]
     reader = gguf.GGUFReader(path)
     said = {key: field.contents() for key, field in reader.fields.items()}
-    notes = llama_cpp.metadata(config, rope[1]) | llama_cpp.vocabulary(config, WORDS)
+    notes = gguf_file.metadata(config, rope[1]) | gguf_file.vocabulary(config, WORDS)
     assert said["general.architecture"] == next(iter(notes)).split(".")[0]
     assert said["tokenizer.chat_template"] == "{{ a template }}"
     for key, value in notes.items():
         assert said[key] == (pytest.approx(value) if type(value) is float else value)
     written = [gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors]
-    for tensor, (_, array) in zip(reader.tensors, llama_cpp.arranged(params, config, rope[0]), strict=True):
+    for tensor, (_, array) in zip(reader.tensors, gguf_file.arranged(params, config, rope[0]), strict=True):
         assert tensor.shape.tolist() == [*array.shape[::-1]]
-    for array, (_, wanted) in zip(written, llama_cpp.arranged(params, config, rope[0])):
+    for array, (_, wanted) in zip(written, gguf_file.arranged(params, config, rope[0])):
         close(array, wanted, 0 if kind == "f32" else 1e-3)
     names = {tensor.name for tensor in reader.tensors}
     assert {"token_embd.weight", "output_norm.weight", "blk.0.attn_norm.weight", "blk.1.ffn_norm.weight"} <= names
