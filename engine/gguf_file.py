@@ -225,6 +225,15 @@ def stretched(config, attention_factor):
     }
 
 
+def to_be_told(config):
+    """Options of llama.cpp's command line for what it does not read from the file, a list: where YaRN begins and ends."""
+    scaling, usual = config.rope_scaling or {}, {"beta_fast": 32, "beta_slow": 1}
+    if rope_type(config) != "yarn":
+        return []
+    asked = {name: scaling.get(name) or value for name, value in usual.items()}
+    return [f"--yarn-{name.replace('_', '-')} {asked[name]:g}" for name in usual if asked[name] != usual[name]]
+
+
 def vocabulary(config, tokenizer):
     """The tokens and merges: {name: value}."""
     model, added = tokenizer.config["model"], tokenizer.added

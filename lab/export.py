@@ -32,3 +32,5 @@ def main(argv=None):
     stretch = posenc.pair_frequencies(config.head_dim, config.rope_theta) / speeds
     gguf_file.write(s.gguf, params, config, tokenizer, template and template.source, (stretch, factor), s.type)
     print(f"{s.gguf}: {os.path.getsize(s.gguf) / 2**20:,.1f} MiB")
+    if told := " ".join(gguf_file.to_be_told(config)):
+        print(f"llama.cpp does not read all of that file: tell it {told}")

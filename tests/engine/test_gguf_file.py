@@ -146,6 +146,13 @@ def test_cos_and_sin_are_multiplied_as_here(scaling):
     assert found["llama.rope.scaling.factor"] == (scaling.get("factor") or 4)
 
 
+def test_where_yarn_begins_and_ends_has_to_be_told_unless_it_is_as_usual():
+    told = {name: gguf_file.to_be_told(config) for name, config in architectures.ARCHITECTURES.items()}
+    assert told.pop("kimi-k2") == ["--yarn-beta-fast 1"] and not any(told.values())
+    slow = dataclasses.replace(TINY, rope_scaling=YARN | {"beta_slow": 2.5, "beta_fast": None})
+    assert gguf_file.to_be_told(slow) == ["--yarn-beta-slow 2.5"]
+
+
 def test_linear_scaling_is_a_factor():
     config = dataclasses.replace(TINY, rope_scaling={"rope_type": "linear", "factor": 2})
     found = gguf_file.metadata(config, 1.0)
