@@ -226,7 +226,7 @@ def stretched(config, attention_factor):
 
 
 def to_be_told(config):
-    """Options of llama.cpp's command line for what it does not read from the file, a list: where YaRN begins and ends."""
+    """Options of llama.cpp, a list, for what it does not read from the file: where YaRN begins and ends."""
     scaling, usual = config.rope_scaling or {}, {"beta_fast": 32, "beta_slow": 1}
     if rope_type(config) != "yarn":
         return []
