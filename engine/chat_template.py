@@ -85,13 +85,9 @@ class ChatTemplate:
             with within(SECONDS):
                 yield
         except Exception as error:
-            line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-            said = (
-                str(error) if isinstance(error, (TemplateError, TimeoutError)) else f"{type(error).__name__}: {error}"
-            )
-            raise ValueError(
-                f"{self.path}{line}: the chat template stops with {' '.join(said.split())!r:.200}"
-            ) from None
+            said = str(error) if isinstance(error, (TemplateError, TimeoutError)) else repr(error)
+            where = f"{self.path}, line {error.lineno}" if isinstance(error, TemplateSyntaxError) else self.path
+            raise ValueError(f"{where}: the chat template stops with {' '.join(said.split())!r:.200}") from None
 
     def render(self, messages):
         """The text of a conversation up to where the assistant begins to speak.

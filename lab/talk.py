@@ -16,8 +16,6 @@ from model import fill, generate, load
 
 DEFAULTS = {"temperature": 0.8, "top_k": None, "top_p": 0.95, "repetition_penalty": 1.0}
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # what a generation_config.json that samples may leave out
-
-
 ELSE = "if not given, what the folder's generation_config.json says, or"
 
 
