@@ -4,7 +4,11 @@ from architectures import costs
 from checkpoint import read_config
 from engine import memory
 
-GIB = 2**30
+CACHES = 2**25  # bytes, about those of a processor
+
+
+def size(count):
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def describe(folder):
@@ -13,15 +17,18 @@ def describe(folder):
     window = config.max_position_embeddings
     c, here = costs(config, window), memory.installed()
     weights, cache = 4 * c["parameters"], 4 * c["cache"] * window
-    read = 4 * costs(config, 0)["forward"] / 2  # two operations with each weight, in a text that is still short
+    read = 4 * costs(config, 0)["forward"] // 2  # two operations with each weight, in a text that is still short
     print(f"{folder}: {config.model_type} of {c['parameters']:,} parameters, of which a token uses {c['active']:,}")
-    print(
-        f"memory     {weights / GIB:,.2f} GiB for the weights, as float32, and {cache / GIB:,.2f} GiB for the keys and"
-    )
-    print(f"           values of {window:,} tokens, the whole context; this machine has {here / GIB:,.1f} GiB")
+    print(f"memory     {size(weights)} for the weights, as float32, and {size(cache)} for the keys and values of")
+    print(f"           {window:,} tokens, the whole context; this machine has {size(here)}")
     if weights > 0.9 * here:
         return print("           so it does not fit here")
-    speed = memory.bandwidth()
-    print(f"speed      at most {speed / read:,.1f} tokens a second: for each, {read / GIB:,.2f} GiB are read, and this")
-    print(f"           machine reads {speed / GIB:,.1f} GiB a second")
+    if read > CACHES:
+        speed = memory.bandwidth()
+        print(
+            f"speed      at most {speed / read:,.1f} tokens a second: for each, {size(read)} are read, and this machine"
+        )
+        print(f"           reads {size(speed)} a second")
+    else:
+        print("speed      so small a model does not wait for memory")
     print(f'try        python model.py --load {folder} --prompt "The"')
