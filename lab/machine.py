@@ -1,6 +1,6 @@
 """What a model needs of this machine, and how fast it can be there."""
 
-from architectures import costs
+from architectures import costs, shapes
 from checkpoint import read_config
 from engine import memory
 
