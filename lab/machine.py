@@ -24,11 +24,12 @@ def describe(folder):
     if weights > 0.9 * here:
         return print("           so it does not fit here")
     if read > CACHES:
-        speed = memory.bandwidth()
+        matrices = [shape for name, shape in shapes(config).items() if ".layers." in name and len(shape) == 2]
+        speed = memory.bandwidth(matrices)
         print(
-            f"speed      at most {speed / read:,.1f} tokens a second: for each, {size(read)} are read, and this machine"
+            f"speed      {speed / read:,.1f} tokens a second, or somewhat less: for each {size(read)} are read, and of"
         )
-        print(f"           reads {size(speed)} a second")
+        print(f"           such matrices this machine reads {size(speed)} a second")
     else:
         print("speed      so small a model does not wait for memory")
     print(f'try        python model.py --load {folder} --prompt "The"')
