@@ -26,10 +26,8 @@ def describe(folder):
     if read > CACHES:
         matrices = [shape for name, shape in shapes(config).items() if ".layers." in name and len(shape) == 2]
         speed = memory.bandwidth(matrices)
-        print(
-            f"speed      {speed / read:,.1f} tokens a second, or somewhat less: for each {size(read)} are read, and of"
-        )
-        print(f"           such matrices this machine reads {size(speed)} a second")
+        print(f"speed      {speed / read:,.1f} tokens a second, or somewhat less: for each, {size(read)} are read,")
+        print(f"           and of such matrices this machine reads {size(speed)} a second")
     else:
         print("speed      so small a model does not wait for memory")
     print(f'try        python model.py --load {folder} --prompt "The"')
