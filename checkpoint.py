@@ -10,6 +10,10 @@ Hugging Face transformers reads and writes such folders, too. In whatever precis
     >>> params, config = load("SmolLM2-135M")
     >>> save("mine", params, config)
 
+llama.cpp reads one file instead (engine/gguf_file.py):
+
+    python checkpoint.py mine --gguf mine.gguf
+
 A checkpoint is somebody else's file: one that does not fit, or asks for what this model lacks, is refused with one
 sentence (engine/published.py, engine/safetensors.py). Each file is written atomically: after a crash there is the old
 one or the new one.
@@ -23,7 +27,7 @@ import re
 from contextlib import suppress
 
 from architectures import SPARSE, Config, read_table, shapes
-from engine import np, to_numpy, xp
+from engine import memory, np, to_numpy, xp
 from engine.files import read_object, replace, shown, write_text
 from engine.published import check_config, checked, is_block_fp8, refuse_what_is_not_here
 from engine.safetensors import as_float, mapped_shards, scaled, write
@@ -68,8 +72,7 @@ def load(folder, dtype=np.float32, mapped=None):
 
     as_stored = {name for name in wanted if stored[name][0].dtype == dtype and name not in scales}
     if mapped is None:
-        ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
-        mapped = sum(stored[name][0].nbytes for name in as_stored) > ram / 4
+        mapped = sum(stored[name][0].nbytes for name in as_stored) > memory.installed() / 4
     params = room({name: shape for name, shape in wanted.items() if not mapped or name not in as_stored}, dtype)
     for name, array in params.items():
         value = as_float(*stored[name])
@@ -117,7 +120,7 @@ def existing(folder):
     owner, name = os.path.split(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) or os.path.isdir(owner):
         raise ValueError(f"{folder} is not a folder with a checkpoint")
-    download = f"hf download {folder} --local-dir {name}"  # of huggingface_hub
+    download = f"pip install huggingface_hub; hf download {folder} --local-dir {name}"
     raise ValueError(f"there is no folder {folder}: if it is a published model, `{download}` makes a folder {name}")
 
 
@@ -266,3 +269,10 @@ def save(folder, params, config, notes=None):
         os.path.join(folder, "config.json"),
         lambda path: write_text(path, json.dumps(config_to_json(config), indent=2) + "\n"),
     )
+
+
+if __name__ == "__main__":
+    from engine.cli import run
+    from lab.export import main
+
+    run(main)

@@ -10,6 +10,7 @@ grouped-query (attention.py) or latent (latent.py), and in what feed_forward is,
 is and gradients are a dict with the same keys.
 
     python model.py                              the published architectures in numbers
+    python model.py --load DIR                   what a trained model needs of this machine
     python model.py --load DIR --prompt TEXT     continue a text with a trained model
     python model.py --load DIR --chat            talk to one that was trained to converse
 
@@ -226,18 +227,24 @@ def sample(logits, temperature=0.0, top_k=None, top_p=None, rng=None):
     return np.take_along_axis(np.broadcast_to(order, p.shape), drawn[:, None], axis=1)[:, 0]
 
 
+def penalised(logits, seen, penalty):
+    """The logits of tokens that were there before, made smaller: divided by the penalty or, where that would make them
+    larger, multiplied by it (Keskar et al. 2019, section 4.1). logits, seen: (batch, vocab) numbers and booleans.
+    """
+    return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def generate_batch(
-    params, config, prompts, max_new_tokens, temperature=0.0, top_k=None, top_p=None, stop=None, rng=None
+    params, config, prompts, max_new_tokens, temperature=0.0, repetition_penalty=1.0, stop=None, rng=None, **keep
 ):
     """Continues prompts of different lengths together.
 
-    prompts: a list of lists of token ids. stop: ids that end a row, the config's eos_token_id if None, and
-    [] for none;
-    temperature, top_k, top_p, rng: as in `sample`, with default_rng(0) if rng is None.
-    Returns an iterator over steps, each an array (batch,): the new tokens, a stop token being a row's
-    last, and -1 for the rows that ended before. Raises ValueError for an empty prompt, a token out of
-    the vocabulary, where the longest prompt and its answer do not fit into the context window, or for prompts of
-    different lengths with sparse attention.
+    prompts: a list of lists of token ids. stop: ids that end a row, the config's eos_token_id if None, and [] for none.
+    temperature, rng, and what to keep, top_k and top_p: as in `sample`, with default_rng(0) if rng is None.
+    repetition_penalty: of the tokens that a row has already, its prompt too, see `penalised`; 1 is none.
+    Returns an iterator over steps, each an array (batch,): the new tokens, a stop token being a row's last, and -1 for
+    the rows that ended before. Raises ValueError for an empty prompt, a token out of the vocabulary, where the longest
+    prompt and its answer do not fit into the context window, or for prompts of different lengths with sparse attention.
     """
     if not config.causal:
         raise ValueError("this model was trained to fill gaps and cannot continue a text")
@@ -250,13 +257,18 @@ def generate_batch(
 
     def steps(tokens, real):
         head, ended = params[head_name(config)], np.zeros(len(prompts), bool)
+        seen = np.zeros((len(prompts), config.vocab_size), bool)
+        seen[np.nonzero(real)[0], tokens[real]] = True
         cache = [KVCache(config.window(i)) for i in range(config.num_hidden_layers)]
         for _ in range(max_new_tokens):
             around = {"cache": cache, "real": None if real.all() else xp.asarray(real)}
             options = layer_options(config, tokens, head.dtype, cache[0].length, **around)
             hidden, _ = transformer(params, config, xp.asarray(tokens), options)
-            logits, _ = linear(hidden[:, -1], head)
-            drawn = sample(logits, temperature, top_k, top_p, rng)
+            logits = to_numpy(linear(hidden[:, -1], head)[0])
+            if repetition_penalty != 1:
+                logits = penalised(logits, seen, repetition_penalty)
+            drawn = sample(logits, temperature, rng=rng, **keep)
+            seen[np.arange(len(seen)), drawn] = True
             yield np.where(ended, -1, drawn)
             ended |= np.isin(drawn, stop)
             if ended.all():

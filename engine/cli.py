@@ -20,7 +20,8 @@ def option(default, text, **more):
     """A field of a dataclass that is an option of its command line, --name.
 
     text: what --help says of it. more: its range (least, above, most: see RANGE); convert, a function of a value from
-    the command line; and what add_argument of argparse takes: choices, metavar, nargs, const.
+    the command line; positional, if it stands there without its name; and what add_argument of argparse takes: choices,
+    metavar, nargs, const.
     """
     return field(default=default, metadata={"text": text} | more)
 
@@ -42,7 +43,7 @@ def given(argv, description, *classes):
         if kind is bool:
             how = {"action": "store_true", "default": None}
         shown = "" if one.default in (None, False) else f" (default {one.default})"
-        parser.add_argument(_dashed(name), help=rule["text"] + shown, **how)
+        parser.add_argument(name if rule.get("positional") else _dashed(name), help=rule["text"] + shown, **how)
     found = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     return {name: options[name].metadata.get("convert", lambda value: value)(found[name]) for name in found}
 

@@ -5,7 +5,6 @@ import os
 import types
 from dataclasses import dataclass
 
-import finetune
 import model
 from engine import cli, np, xp
 from engine.cli import option
@@ -18,7 +17,7 @@ def connect(folder):
     """The model of a checkpoint folder as three functions. None is for what does not fit into the context window.
 
     answers(prompt, task, draws, length, rng) -> n texts of at most `length` tokens for each (n, temperature) of draws.
-    With chat tokens it is asked as an assistant, else it goes on with the prompt up to one of the task's stops.
+    With a chat format it is asked as an assistant, else it goes on with the prompt up to one of the task's stops.
     loglikelihood(context, text) -> log p of the text after the context, in nats.
     windows(text, limit) -> (nats, tokens, bytes) of each stretch of a text as long as the context, 1024 at most.
     """
@@ -26,13 +25,12 @@ def connect(folder):
     context = config.max_position_embeddings
     if not config.causal:
         raise ValueError(f"{folder}: this model was trained to fill gaps and cannot continue a text")
-    chats = finetune.has_format(tokenizer)
-    ends += [finetune.end_token(tokenizer)] if chats else []
+    ask = talk.asking(folder, tokenizer)  # None: a model that was never in a chat
 
     def answers(prompt, task, draws, length, rng):
         ids, stops = tokenizer.bos + tokenizer.encode(prompt), task.stops
-        if chats:
-            ids, stops = finetune.prompt(tokenizer, [{"role": "user", "content": task.chat.format(prompt)}]), ()
+        if ask:
+            ids, stops = ask([{"role": "user", "content": task.chat.format(prompt)}]), ()
         length, texts = min(length, context - len(ids)), []
         if length < 1:
             return None

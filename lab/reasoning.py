@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 import cot
-import finetune
 import model
 from cot import answer_in, sample
 from engine import cli
@@ -190,10 +189,12 @@ def experiment(folder, minutes, seed):
 
 def zero_shot(folder, question, max_new_tokens=300):
     """Asks a published chat model, then tells it to think step by step too, which is enough (Kojima et al. 2022)."""
-    params, config, tokenizer, ends = talk.opened(folder)
-    stop = [finetune.end_token(tokenizer), *ends]
+    params, config, tokenizer, stop = talk.opened(folder)
+    ask = talk.asking(folder, tokenizer)
+    if ask is None:
+        raise ValueError(f"{folder} has a model that was never in a chat")
     for suffix in "", "\nLet's think step by step.":
-        ids = finetune.prompt(tokenizer, [{"role": "user", "content": question + suffix}])
+        ids = ask([{"role": "user", "content": question + suffix}])
         room = config.max_position_embeddings - len(ids)
         if room < 1:
             raise ValueError(f"a question of {len(ids)} tokens leaves no room for an answer")

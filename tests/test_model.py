@@ -428,6 +428,23 @@ def test_sampling_keeps_to_the_likeliest(vocab, top_k, top_p, temperature, seed)
     assert model.sample(xp.asarray(logits[None]))[0] == order[0]
 
 
+@fast
+@given(st.sampled_from([0.5, 1.0, 1.3, 5.0]), st.lists(st.integers(1, 9), min_size=1, max_size=3), seed)
+def test_tokens_that_were_there_are_penalised_whatever_their_sign(penalty, lengths, seed):
+    """Each row by its own tokens, its prompt's and those it drew, and never by the padding."""
+    params = model.init(TINY, seed, np.float64)
+    prompts = [to_numpy(tokens_of(seed + n, TINY, n)).tolist() for n in lengths]
+    rows = [list(prompt) for prompt in prompts]
+    for row in rows:
+        for _ in range(8):
+            logits = to_numpy(model.forward(params, TINY, xp.asarray([row]))[0][0, -1])
+            for token in {*row}:
+                logits[token] /= penalty if logits[token] > 0 else 1 / penalty
+            row.append(int(logits.argmax()))
+    drawn = np.stack(list(model.generate_batch(params, TINY, prompts, 8, repetition_penalty=penalty, stop=[])), axis=1)
+    assert drawn.tolist() == [row[len(prompt) :] for row, prompt in zip(rows, prompts)]
+
+
 def test_likeliest_of_all_is_drawn_where_nothing_else_is_said():
     params, prompt = model.init(TINY, 3), [1, 2, 3]
     assert list(model.generate(params, TINY, prompt, 9)) == greedy_without_cache(params, TINY, prompt, 9)

@@ -175,7 +175,7 @@ def small(script, arguments):
     names = {"TASK": "text", "F": "book.txt", "NAME": "deepseek-v3", "FILE": "book.txt"}
     arguments = [names.get(word, word) for word in arguments]
     given = set(arguments)
-    if script == "model.py" and "--load" in given:
+    if script == "model.py" and given & {"--prompt", "--chat"}:
         arguments += ["--max-new-tokens", "3"]
     if script == "evals.py" and "--load" in given:
         arguments += ["--limit", "1"]
@@ -212,6 +212,8 @@ def test_every_command_runs(words, here, capsys):
     script, *arguments = words
     if script == "attention.py" and xp is not np:
         pytest.skip("measures a CPU")
+    if "--gguf" in arguments:
+        pytest.importorskip("gguf")
     if "--out" in arguments:
         shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
     before = set(here.rglob("*"))

@@ -55,6 +55,18 @@ def test_a_dataclass_is_a_command_line(capsys):
     assert "--files FILE [FILE ...]" in said
 
 
+def test_an_option_may_stand_without_its_name():
+    @dataclass(frozen=True)
+    class Named:
+        folder: str | None = cli.option(None, "where", metavar="DIR", positional=True)
+        loud: bool = cli.option(False, "say it")
+
+    assert cli.given(["--loud", "here"], "", Named) == {"folder": "here", "loud": True}
+    for words, what in ([], "DIR"), (["a", "b"], "b"):
+        with pytest.raises(ValueError, match=what):
+            cli.given(words, "", Named)
+
+
 def test_the_options_of_two_dataclasses_stand_beside_each_other():
     @dataclass
     class More:
