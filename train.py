@@ -216,7 +216,7 @@ class Training:
     optimizer: str = option("muon", "Muon for matrices and AdamW for the rest, or AdamW", choices=["muon", "adamw"])
     qk_clip: float | None = option(None, "largest attention logit of a head (100 in Kimi K2)", least=0)
     lr: float | None = option(None, "largest learning rate; 0.01, or with --init 0.003, less for a wide model", least=0)
-    dropout: float = option(0.1, "rate of dropout, from the second reading of the data on", least=0, most=0.9)
+    dropout: float = option(0.2, "highest rate of dropout; a reading of the data adds 0.02", least=0, most=0.9)
     weight_decay: float = option(0.1, "each step takes learning rate × this share off a weight", least=0)
     threads: int | None = option(None, "threads of a process; as many as it has cores if not given", least=1)
     save_seconds: float = option(30.0, "time between checkpoints", least=0)
@@ -251,7 +251,7 @@ def train(task, run):
                 run.first(validate())
             while not run.finished:
                 batch = task.batch(run.step)
-                drop = s.dropout if run.step * s.batch >= task.rows else 0.0  # from the second reading of the data on
+                drop = min(s.dropout, 0.02 * (run.step * s.batch // task.rows))  # grows as the data is read again
                 loss, observed, norm = learner.gradient(run.step, batch, drop)
                 run.save_if_due(loss + norm, f"at step {run.step + 1}")  # weights that just gave a finite loss
                 learner.update(observed, warm_up_and_decay(run.fraction_done(run.step + 0.5)))
