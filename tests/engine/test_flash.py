@@ -31,7 +31,20 @@ def test_flash_is_the_textbook_attention(sizes, more, data, block, seed):
     q, k, v = qkv((batch, kv_heads, group, queries + more, before, dim, v_dim), seed)
     mask = data.draw(st.none() | masks(batch, k.shape[2]))
     y = attention(q, k, v, mask, scale=0.7)
-    same(flash.attention(q, k, v, mask, scale=0.7, block=block), y, y[0])
+    same(flash.tiled(q, k, v, mask, scale=0.7, block=block), y, y[0])
+
+
+@fast
+@given(sizes, st.data(), seed)
+def test_one_query_is_the_textbook_attention(sizes, data, seed):
+    batch, kv_heads, group, _, before, dim, v_dim = sizes
+    q, k, v = qkv((batch, kv_heads, group, 1, before, dim, v_dim), seed)
+    mask = data.draw(st.none() | st.just(causal) | masks(batch, k.shape[2]))
+    y = attention(q, k, v, mask, scale=0.7)
+    same(flash.attention(q, k, v, mask, scale=0.7), y, y[0])
+    close(flash.attention(q, k, v, mask)[0], attention(q, k, v, mask)[0])
+    large = flash.attention(1e4 * q, k, v, None)[0]
+    close(large, attention(1e4 * q, k, v, None)[0])  # no overflow
 
 
 @fast
@@ -41,7 +54,7 @@ def test_a_bias_is_added_to_the_scores(sizes, block, seed):
     heads, queries, keys, group = *q.shape[1:3], k.shape[2], q.shape[1] // k.shape[1]
     alibi = posenc.alibi(heads, xp.float64)
     y, backward = attention(q, k, v, causal, alibi, 1)
-    same(flash.attention(q, k, v, causal, alibi, 1, block=block), (y, backward), y)
+    same(flash.tiled(q, k, v, causal, alibi, 1, block=block), (y, backward), y)
     # a bias on the scores is a further dimension of q and k
     bias = alibi(xp.arange(keys - queries, keys)[:, None], xp.arange(keys)[None])
     onehot = xp.broadcast_to(xp.eye(keys), (len(k), heads, keys, keys))
@@ -51,7 +64,7 @@ def test_a_bias_is_added_to_the_scores(sizes, block, seed):
     by_group = lambda d: d.reshape(k.shape[0], k.shape[1], group, keys, -1).sum(axis=2)
     dq, dk, dv = backward(y)
     expected = dq[..., : q.shape[-1]], by_group(dk[..., : k.shape[-1]]), by_group(dv)
-    same(flash.attention(q, k, v, causal, alibi, 1, block=block), (y, lambda dy: expected), y)
+    same(flash.tiled(q, k, v, causal, alibi, 1, block=block), (y, lambda dy: expected), y)
 
 
 @fast
@@ -59,7 +72,7 @@ def test_a_bias_is_added_to_the_scores(sizes, block, seed):
 def test_gradients(sizes, block, data, seed):
     q, k, v = qkv(sizes, seed)
     mask = data.draw(masks(len(q), k.shape[2]))
-    check(lambda q, k, v: flash.attention(q, k, v, mask, block=block), q, k, v, seed=seed)
+    check(lambda q, k, v: flash.tiled(q, k, v, mask, block=block), q, k, v, seed=seed)
 
 
 @fast
@@ -118,7 +131,7 @@ def test_long_sequences_on_all_cores_are_the_textbook_attention(mask):
 def test_the_largest_score_of_each_head_is_observed(sizes, data, block, seed):
     q, k, v = qkv(sizes, seed)
     mask, observed = causal if data.draw(st.booleans()) else causal & window(data.draw(st.integers(1, 12))), {}
-    flash.attention(q, k, v, mask, block=block, observe=observed)
+    flash.tiled(q, k, v, mask, block=block, observe=observed)
     scores = q @ xp.repeat(k, q.shape[1] // k.shape[1], axis=1).swapaxes(-1, -2) / q.shape[-1] ** 0.5
     seen = xp.where(mask.matrix(q.shape[2], k.shape[2]), scores, -xp.inf)
     close(observed["max_logits"], seen.max(axis=(0, 2, 3)))
@@ -128,7 +141,7 @@ def test_the_largest_score_of_each_head_is_observed(sizes, data, block, seed):
 @given(sizes, seed)
 def test_scores_far_from_zero_stay_finite(sizes, seed):
     q, k, v = qkv(sizes, seed, np.float32)
-    y, backward = flash.attention(q * 1e3, k * 1e3, v, causal, block=4)
+    y, backward = flash.tiled(q * 1e3, k * 1e3, v, causal, block=4)
     close(y, attention(q * 1e3, k * 1e3, v, causal)[0], 1e-4)
     assert all(xp.isfinite(d).all() for d in backward(y))
 
