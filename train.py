@@ -163,7 +163,9 @@ def balance(params, observed, bias_update, threshold):
 
 
 class Learner:
-    """What each process of a run has, the weights, and does: its share of the work, which is all if it is alone."""
+    """The weights of a run, and what is done with them. Each process of a run (engine/ranks.py) has them all and does its
+    share of the work; one that is alone does all of it.
+    """
 
     def __init__(self, parallel_map, settings, config, params, merge, optimizer):
         self.map, self.settings, self.config, self.params, self.merge = parallel_map, settings, config, params, merge
@@ -180,6 +182,7 @@ class Learner:
         return *ranks.combined((loss, observed), together), clip(self.grads)
 
     def update(self, observed, schedule):
+        """A step of the optimiser, along the gradient that was found."""
         self.optimizer.step(self.params, self.grads, schedule, self.map)
         balance(self.params, observed, self.settings.bias_update, self.settings.qk_clip)
 

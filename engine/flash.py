@@ -3,7 +3,8 @@
 - a plan says which tiles some pair sees, and which every pair: empty ones are skipped, and full ones need no mask;
 - heads that share a key-value head are more rows of one product, and short sequences share one tile;
 - a tile of scores is (keys, queries): NumPy finds the largest down a column three times as fast as along a row;
-- the cores share the tiles of long sequences.
+- the cores share the tiles of long sequences;
+- a single query, as when a text is generated, needs no tiles.
 
 A mask is anything with `sees`, `tile` and `grain`, as masks.Mask has them. On a GPU, flash.cu does the same.
 """
