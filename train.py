@@ -163,8 +163,8 @@ def balance(params, observed, bias_update, threshold):
 
 
 class Learner:
-    """The weights of a run, and what is done with them. Each process of a run (engine/ranks.py) has them all and does its
-    share of the work; one that is alone does all of it.
+    """The weights of a run, and what is done with them. Each process of a run (engine/ranks.py) has them all, and does
+    its share of the work; one that is alone does all of it.
     """
 
     def __init__(self, parallel_map, settings, config, params, merge, optimizer):
