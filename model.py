@@ -234,13 +234,11 @@ def penalised(logits, seen, penalty):
     return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def generate_batch(
-    params, config, prompts, max_new_tokens, temperature=0.0, repetition_penalty=1.0, stop=None, rng=None, **keep
-):
+def generate_batch(params, config, prompts, max_new_tokens, repetition_penalty=1.0, stop=None, rng=None, **drawing):
     """Continues prompts of different lengths together.
 
     prompts: a list of lists of token ids. stop: ids that end a row, the config's eos_token_id if None, and [] for none.
-    temperature, rng, and what to keep, top_k and top_p: as in `sample`, with default_rng(0) if rng is None.
+    drawing, rng: temperature, top_k and top_p, as of `sample`, with default_rng(0) if rng is None.
     repetition_penalty: of the tokens that a row has already, its prompt too, see `penalised`; 1 is none.
     Returns an iterator over steps, each an array (batch,): the new tokens, a stop token being a row's last, and -1 for
     the rows that ended before. Raises ValueError for an empty prompt, a token out of the vocabulary, where the longest
@@ -267,7 +265,7 @@ def generate_batch(
             logits = to_numpy(linear(hidden[:, -1], head)[0])
             if repetition_penalty != 1:
                 logits = penalised(logits, seen, repetition_penalty)
-            drawn = sample(logits, temperature, rng=rng, **keep)
+            drawn = sample(logits, rng=rng, **drawing)
             seen[np.arange(len(seen)), drawn] = True
             yield np.where(ended, -1, drawn)
             ended |= np.isin(drawn, stop)

@@ -374,9 +374,9 @@ def test_a_model_of_any_number_of_layers_generates(layers, window, seed):
 def test_a_row_ends_with_its_stop_token(seed):
     params = model.init(TINY, seed)
     prompts = [[1, 2], [3], [4, 5, 6]]
-    free = np.stack(list(model.generate_batch(params, TINY, prompts, 9, 1.0, stop=[])))
+    free = np.stack(list(model.generate_batch(params, TINY, prompts, 9, temperature=1.0, stop=[])))
     stop = int(free[4, 0])
-    stopped = np.stack(list(model.generate_batch(params, TINY, prompts, 9, 1.0, stop=[stop])))
+    stopped = np.stack(list(model.generate_batch(params, TINY, prompts, 9, temperature=1.0, stop=[stop])))
     first = (free[:, 0] == stop).argmax()
     assert (stopped[: first + 1, 0] == free[: first + 1, 0]).all() and (stopped[first + 1 :, 0] == -1).all()
     config = dataclasses.replace(TINY, eos_token_id=stop)
