@@ -122,36 +122,6 @@ def pack(conversations, context):
     return inputs, targets, documents
 
 
-def jinja(tokenizer):
-    """The format as the template that transformers wants in tokenizer_config.json. There, unlike in `encode`, a user
-    can spell a special token."""
-    begin, end, after = (part.replace("\n", "\\n") for part in chat_format(tokenizer))
-    turn = "{{ '" + begin.replace("{role}", "' + message['role'] + '") + f"' + message['content'] + '{end}{after}' }}}}"
-    answer = "{% if add_generation_prompt %}{{ '" + begin.format(role="assistant") + "' }}{% endif %}"
-    return tokenizer.decode(tokenizer.bos) + "{% for message in messages %}" + turn + "{% endfor %}" + answer
-
-
-def with_chat_tokens(params, config, tokenizer):
-    """Params, config and tokenizer of a model that can be trained to converse: its own, if the tokenizer has a chat
-    format, else with the tokens of ChatML added. The row of a new token is the mean of the others, so that the model's
-    predictions hardly change (Hewitt 2021). The token that ends a turn joins config.eos_token_id: there an answer ends.
-    """
-    if not has_format(tokenizer):
-        known = tokenizer.config.get("added_tokens") or []
-        new = [text for text in (IM_START, FORMATS[IM_START][1]) if text not in tokenizer.special]
-        added = [bpe.FLAGS | {"id": tokenizer.vocab_size + i, "content": text} for i, text in enumerate(new)]
-        ids = [token["id"] for token in added]
-        tokenizer = bpe.Tokenizer(tokenizer.config | {"added_tokens": known + added})
-        size = max(config.vocab_size, tokenizer.vocab_size)  # published tables are often larger than the vocabulary
-        params, config = dict(params), replace(config, vocab_size=size)
-        for name in {"model.embed_tokens.weight", "lm_head.weight"} & params.keys():
-            table = params[name]
-            params[name] = xp.concatenate([table, xp.zeros((size - len(table), table.shape[1]), table.dtype)])
-            params[name][ids] = table[: ids[0]].mean(axis=0)
-    ends = [end_token(tokenizer), *np.atleast_1d([] if config.eos_token_id is None else config.eos_token_id).tolist()]
-    return params, replace(config, eos_token_id=tuple(dict.fromkeys(ends))), tokenizer
-
-
 # -------------------------------------------------------------------------------------------------- LoRA
 
 
@@ -212,6 +182,39 @@ def merge(params, alpha=16.0):
         return grads
 
     return weights, backward
+
+
+# ------------------------------------------------------------------- a model that learns to converse
+
+
+def jinja(tokenizer):
+    """The format as the template that transformers wants in tokenizer_config.json. There, unlike in `encode`, a user
+    can spell a special token."""
+    begin, end, after = (part.replace("\n", "\\n") for part in chat_format(tokenizer))
+    turn = "{{ '" + begin.replace("{role}", "' + message['role'] + '") + f"' + message['content'] + '{end}{after}' }}}}"
+    answer = "{% if add_generation_prompt %}{{ '" + begin.format(role="assistant") + "' }}{% endif %}"
+    return tokenizer.decode(tokenizer.bos) + "{% for message in messages %}" + turn + "{% endfor %}" + answer
+
+
+def with_chat_tokens(params, config, tokenizer):
+    """Params, config and tokenizer of a model that can be trained to converse: its own, if the tokenizer has a chat
+    format, else with the tokens of ChatML added. The row of a new token is the mean of the others, so that the model's
+    predictions hardly change (Hewitt 2021). The token that ends a turn joins config.eos_token_id: there an answer ends.
+    """
+    if not has_format(tokenizer):
+        known = tokenizer.config.get("added_tokens") or []
+        new = [text for text in (IM_START, FORMATS[IM_START][1]) if text not in tokenizer.special]
+        added = [bpe.FLAGS | {"id": tokenizer.vocab_size + i, "content": text} for i, text in enumerate(new)]
+        ids = [token["id"] for token in added]
+        tokenizer = bpe.Tokenizer(tokenizer.config | {"added_tokens": known + added})
+        size = max(config.vocab_size, tokenizer.vocab_size)  # published tables are often larger than the vocabulary
+        params, config = dict(params), replace(config, vocab_size=size)
+        for name in {"model.embed_tokens.weight", "lm_head.weight"} & params.keys():
+            table = params[name]
+            params[name] = xp.concatenate([table, xp.zeros((size - len(table), table.shape[1]), table.dtype)])
+            params[name][ids] = table[: ids[0]].mean(axis=0)
+    ends = [end_token(tokenizer), *np.atleast_1d([] if config.eos_token_id is None else config.eos_token_id).tolist()]
+    return params, replace(config, eos_token_id=tuple(dict.fromkeys(ends))), tokenizer
 
 
 # --------------------------------------------------------------------------------------------------- run
