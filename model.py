@@ -51,7 +51,7 @@ def feed_forward(x, weights, config, options):
 
 
 def block(x, weights, config, options):
-    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)); in training with dropout of what is added.
 
     x: (batch, time, hidden). weights: {module: {name: array}}, as `by_layer` makes them. options: an attention.Options.
     Returns y, like x, and backward(dy) -> (dx, dweights).

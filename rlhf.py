@@ -100,8 +100,10 @@ def train_reward_model(params, config, comparisons, progress, lr=3e-3, batch=24,
 # ------------------------------------------------------------------------------------ the policy gradient: REINFORCE
 def sample_answers(params, config, prompts, max_new_tokens, temperature=1.0, rng=None, parallel_map=map, size=64):
     """Answers y ~ π(·|x): a list of lists of ids, each up to a token that ends it, or to max_new_tokens."""
-    drawing = {"temperature": temperature}
-    generate = lambda some, rng: model.generate_batch(params, config, some, max_new_tokens, rng=rng, **drawing)
+
+    def generate(some, rng):
+        return model.generate_batch(params, config, some, max_new_tokens, temperature=temperature, rng=rng)
+
     return sampled(generate, prompts, rng, parallel_map, size)
 
 
