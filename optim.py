@@ -56,7 +56,7 @@ def muon(w, g, state, lr, momentum=0.95, weight_decay=0.1):
     """One step of Muon with Nesterov momentum, in place (Jordan et al. 2024).
 
     The update is scaled to the size of AdamW's, 0.2 √max(rows, cols), so that both share a learning rate and
-    a weight decay (Liu et al. 2025, equation 4).
+    a weight decay (Liu et al. 2025a, equation 4).
 
     w, g: (rows, cols). state: {"m"}, filled at the first step.
     """
@@ -164,3 +164,11 @@ def warm_up_and_decay(progress, warm_up=0.05, decay=0.6):
     fraction of the training (warm-up, stable, decay, after Hu et al. 2024, whose decay is shorter and exponential).
     """
     return max(0.0, min(1.0, progress / warm_up, (1 - progress) / decay))
+
+
+def cosine(progress, warm_up=0.05, least=0.1):
+    """The other usual schedule: up, and along half a cosine down to `least` of the learning rate (Loshchilov & Hutter
+    2017, equation 5, without restarts).
+    """
+    after = min(1.0, max(0.0, (progress - warm_up) / (1 - warm_up)))
+    return min(progress / warm_up, least + (1 - least) * (1 + math.cos(math.pi * after)) / 2)

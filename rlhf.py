@@ -20,7 +20,7 @@ each token, answer or pair. Only log_p, values and r get gradients; other argume
 """
 
 import model
-from engine import np, xp
+from engine import np, to_numpy, xp
 from engine.batches import as_rows, comparison_batches, copied, evaluate, flat, pieces, sampled, shuffled
 from layers import IGNORE, linear, linear_log_likelihood, sigmoid
 from optim import Optimizer, descend
@@ -50,7 +50,7 @@ def bradley_terry(r, better, worse):
 #     target     -       Sorts   it      .               ... and has to say next; "-": IGNORE
 #     log_p      0       log π(Sorts | What is), log π(it | What is Sorts), ...
 #     value              V       V       V               PPO: expected before Sorts, it and . are written
-#     reward                     r       r       r       reward model: known when they have been read
+#     reward                                     r       reward model: known when the last one has been read
 
 
 def policy_and_values(params, config, inputs, targets):
@@ -68,15 +68,18 @@ def policy_and_values(params, config, inputs, targets):
 
 
 def rewards(params, config, inputs, targets):
-    """r(x, y): the mean of the second head over an answer's tokens, (batch,), and backward(dr) -> grads. Ouyang et al.
-    (2022) read the last token only, which has to learn first to gather what all the others did.
-    """
-    answered = targets != IGNORE
-    read, tokens = xp.pad(answered, ((0, 0), (1, 0))), xp.pad(inputs, ((0, 0), (0, 1)))
-    tokens[read] = targets[answered]  # the last one too, which is no input of a language model
-    share = read / answered.sum(axis=1, keepdims=True).astype(params["score.weight"].dtype)
+    """r(x, y): what the second head says at an answer's last token, (batch,), and backward(dr) -> grads."""
+    rows, last = xp.arange(len(inputs)), (targets != IGNORE).cumsum(axis=1).argmax(axis=1)
+    tokens = xp.pad(inputs, ((0, 0), (0, 1)))
+    tokens[rows, last + 1] = targets[rows, last]  # which is no input of a language model
     (_, values), backward = policy_and_values(params, config, tokens, xp.full_like(tokens, IGNORE))  # no log π
-    return (values * share).sum(axis=1), lambda dr: backward(xp.zeros_like(values), dr[:, None] * share)
+
+    def reward_backward(dr):
+        dvalues = xp.zeros_like(values)
+        dvalues[rows, last + 1] = dr
+        return backward(xp.zeros_like(values), dvalues)
+
+    return values[rows, last + 1], reward_backward
 
 
 def train_reward_model(params, config, comparisons, progress, lr=3e-3, batch=24, seed=0, parallel_map=map):
@@ -98,6 +101,26 @@ def train_reward_model(params, config, comparisons, progress, lr=3e-3, batch=24,
 
 
 # ------------------------------------------------------------------------------------ the policy gradient: REINFORCE
+def masked_sum(x, mask):
+    """The sum of x where mask is True, a number."""
+    return (x * mask).sum()
+
+
+def masked_mean(x, mask):
+    """The mean of x where mask is True, a number."""
+    return masked_sum(x, mask) / mask.sum()
+
+
+def entropy(logits):
+    """H(π) = -Σ p log p, in nats, of logits (..., vocab): how undecided a policy is. Returns (...,) and
+    backward(dentropy) -> dlogits. The mean of -log π(y_t) over tokens drawn from π estimates it.
+    """
+    log_p = logits - xp.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    p = xp.exp(log_p)
+    h = -(p * log_p).sum(axis=-1)
+    return h, lambda dentropy: -dentropy[..., None] * p * (log_p + h[..., None])
+
+
 def sample_answers(params, config, prompts, max_new_tokens, temperature=1.0, rng=None, parallel_map=map, size=64):
     """Answers y ~ π(·|x): a list of lists of ids, each up to a token that ends it, or to max_new_tokens."""
 
@@ -128,8 +151,9 @@ def log_likelihoods(params, config, inputs, targets):
 #                   comes after it, and b is the value V(x, y_<t) of the text before it                        (PPO)
 
 
-def policy_gradient_loss(log_p, advantages):
-    """-A log π: its gradient is REINFORCE's. Returns losses and backward(dlosses) -> dlog_p."""
+def policy_gradient_loss(log_p, rewards, baseline=0.0):
+    """-(r - b) log π: its gradient is REINFORCE's. Returns losses and backward(dlosses) -> dlog_p."""
+    advantages = rewards - baseline
     return -advantages * log_p, lambda dlosses: -advantages * dlosses
 
 
@@ -176,7 +200,7 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
     answers) -> (batch,): of answers to prompts[i] for i in which. beta: the weight of the penalty as a function of the
     KL from π₀ now, in nats an answer, in the place of Ziegler et al.'s controller; `lambda kl: 0.05` is a fixed one.
     Advantages are normalised in a round; each answer is learned from twice, 64 at a time; the value loss weighs 0.1.
-    Returns the tuned params, with the value head, and a dict of each round: reward, kl, which, answers.
+    Returns the tuned params, with the value head, and a dict of each round: reward, kl, entropy, which, answers.
     """
     policy = copied(params) | {"score.weight": xp.zeros((1, config.hidden_size), np.float32)}
     optimizer, rng, history = Optimizer("adamw", lr, 0.0), np.random.default_rng(seed), []
@@ -194,7 +218,8 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
         # advantage
         advantages = generalised_advantages(token_rewards, values, answered)
         returns = advantages + values
-        advantages = (advantages - advantages[answered].mean()) / (advantages[answered].std() + 1e-6)
+        mean = masked_mean(advantages, answered)
+        advantages = (advantages - mean) / (masked_mean((advantages - mean) ** 2, answered) ** 0.5 + 1e-6)
         # step: twice with each answer, 64 of them at a time
         for rows in [some for _ in range(2) for some in np.array_split(rng.permutation(batch), max(1, batch // 64))]:
             mask = (answered[rows] / answered[rows].sum()).astype(values.dtype)
@@ -208,18 +233,20 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
 
             parts = pieces(*(x[rows] for x in (inputs, targets, old_log_p, advantages, returns)), mask)
             descend(gradient, parts, policy, optimizer, 1 - done, parallel_map)
-        history.append({"reward": r.mean(), "kl": kl, "which": which, "answers": answers})
+        told = {"reward": r.mean(), "kl": kl, "entropy": -masked_mean(old_log_p, answered)}
+        history.append(told | {"which": which, "answers": answers})
     return policy, history
 
 
 # ------------------------------------------------------------- GRPO: several answers to a question, no value head
-def group_advantages(rewards, group):
+def group_advantages(rewards, group, deviation=True):
     """How far each of `group` answers to a question, which stand together, lies above their mean, in standard
-    deviations (Shao et al. 2024, section 4.1.2). That mean has the answer's own reward in it, so that the expected
-    gradient is 1 - 1/group of REINFORCE's; the division weighs questions differently. Both (batch,).
+    deviations or, if not `deviation`, as it is. That mean has the answer's own reward in it, so that the expected
+    gradient is 1 - 1/group of REINFORCE's. Both (batch,).
     """
     r = rewards.reshape(-1, group)
-    return ((r - r.mean(axis=1, keepdims=True)) / (r.std(axis=1, keepdims=True) + 1e-4)).ravel()
+    above = r - r.mean(axis=1, keepdims=True)
+    return (above / (r.std(axis=1, keepdims=True) + 1e-4) if deviation else above).ravel()
 
 
 def kl_loss(log_p, ref_log_p):
@@ -231,12 +258,16 @@ def kl_loss(log_p, ref_log_p):
     return xp.expm1(d) - d, lambda dlosses: -xp.expm1(d) * dlosses
 
 
-def grpo(
-    params, config, prompts, reward, progress, beta, lr, batch=128, group=8, max_new_tokens=40, seed=0, parallel_map=map
-):
-    """Group relative policy optimisation (Shao et al. 2024, equation 3, with one step a round, so that the ratio is 1).
-    All tokens weigh the same, as in DAPO (Yu et al. 2025): with 1/length, as in equation 3, a bad answer is punished
-    less the longer it is. Arguments as of `ppo`; the batch has `group` answers to each of its questions.
+# As published GRPO divides twice, and both favour what should not matter (Liu et al. 2025b, section 3.1):
+#     by an answer's length: a token of a long bad answer is punished less, so that bad answers grow longer;
+#     by the deviation of the group: questions that nearly all answers, or nearly none, get right count more.
+# Dr. GRPO ("done right") divides by neither, but by one number of tokens for all.
+
+
+def grpo(params, config, prompts, reward, progress, beta, lr, batch=128, group=8, max_new_tokens=40, seed=0,
+         parallel_map=map, done_right=False):  # fmt: skip
+    """Group relative policy optimisation (Shao et al. 2024, equation 3), with one step a round, so that PPO's ratio is
+    1; or, if `done_right`, Dr. GRPO. Arguments as of `ppo`; the batch has `group` answers to each of its questions.
     """
     policy, optimizer, rng = copied(params), Optimizer("adamw", lr, 0.0), np.random.default_rng(seed)
     history, penalty = [], 0.0
@@ -245,26 +276,28 @@ def grpo(
         which = [i for i in which for _ in range(group)]
         asked = [prompts[i] for i in which]
         answers = sample_answers(policy, config, asked, max_new_tokens, 1.0, rng, parallel_map)
-        r, (inputs, targets) = np.asarray(reward(which, answers)), as_rows(asked, answers)
+        r, (inputs, targets) = np.asarray(reward(which, answers), np.float32), as_rows(asked, answers)
         ref_log_p = evaluate(model.log_likelihood, params, config, inputs, targets, parallel_map)
         # advantage
-        advantages, answered, kls = group_advantages(r, group), targets != IGNORE, []
-        mask = (answered / answered.sum()).astype(ref_log_p.dtype)
-
+        advantages, answered = group_advantages(r, group, not done_right), targets != IGNORE
+        tokens = max_new_tokens if done_right else answered.sum(axis=1, keepdims=True)
         # step
+        mask, old_log_p = (answered / (batch * tokens)).astype(np.float32), np.zeros_like(ref_log_p)
+
         def gradient(piece):
-            _, inputs, targets, ref_log_p, advantages, mask = piece
+            rows, inputs, targets, ref_log_p, advantages, mask = piece
             log_p, backward = model.log_likelihood(policy, config, inputs, targets)
+            old_log_p[rows, : log_p.shape[1]] = to_numpy(log_p)
             _, policy_backward = policy_gradient_loss(log_p, advantages)
             _, kl_backward = kl_loss(log_p, ref_log_p)
-            kls.append(float((log_p - ref_log_p).sum()))  # in any order, with threads
             return backward(policy_backward(mask) + kl_backward(penalty * mask))
 
         parts = pieces(inputs, targets, ref_log_p, advantages[:, None], mask)
         descend(gradient, parts, policy, optimizer, 1 - done, parallel_map)
-        kl = sum(sorted(kls)) / batch
+        kl = masked_sum(old_log_p - ref_log_p, answered) / batch
         penalty = beta(kl)  # of the next round; 0 at first, where π = π₀
-        history.append({"reward": r.mean(), "kl": kl, "which": which, "answers": answers})
+        told = {"reward": r.mean(), "kl": kl, "entropy": -masked_mean(old_log_p, answered)}
+        history.append(told | {"which": which, "answers": answers})
     return policy, history
 
 

@@ -1,17 +1,16 @@
-"""The experiment behind `python rlhf.py`: a small model is pre-trained and fine-tuned on questions about Python's
-library, an annotator compares its answers, a reward model learns from that, and PPO, DPO and GRPO tune the assistant
-for the same time each. As the annotator's rules are known, the outcome is measured by what the annotator really wants,
-and by what the reward model took it to be (Gao et al. 2022).
+"""Reinforcement learning with human feedback, the experiment: a language model becomes an assistant for a made-up
+village, an annotator compares its answers, a reward model learns from that, and PPO, DPO, GRPO and Dr. GRPO tune the
+assistant. As the annotator's rules are known, what comes of it is measured by what it really wants, on questions that
+nothing was trained on, beside what nobody had to tune: the likeliest answer, and the best of four by the reward model.
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass
-from time import perf_counter
+from functools import partial
 
-import bpe
 import checkpoint
-import finetune
 import model
 import rlhf
 from engine import cli, np, runs, xp
@@ -19,25 +18,17 @@ from engine.batches import evaluate, flat
 from engine.cli import option
 from engine.figure import figure
 from engine.files import replace, write_text
-from engine.progress import clock
+from engine.progress import counted
 from engine.threads import cores, thread_pool
-from lab import annotator, pretrain
-from lab.annotator import LONGEST, MISTAKES, NOTICEABLE, Assistant, at_matched_length, win_rate
+from evals import proportion
+from lab import annotator, assistant, preferences, results
+from lab.annotator import VIRTUES
+from lab.assistant import LONGEST, Assistant
 
-
-def prepare(init, folder, minutes, seed, threads):
-    """The folder of an instruct model: `init` if it is one, else made of it or, without it, of nothing."""
-    if init is not None and finetune.has_format(bpe.load(os.path.join(init, "tokenizer.json"))):
-        print(f"{init} has the tokens of a chat, and is taken for an instruct model")
-        return init
-    common = {"seed": seed, "threads": threads}
-    base, instruct = init or os.path.join(folder, "base"), os.path.join(folder, "instruct")
-    if init is None:
-        print("1. pre-training: a language model", flush=True)
-        pretrain.pretrain(common | {"out": base, "minutes": 0.2 * minutes})
-    print("\n2. fine-tuning: an assistant", flush=True)
-    finetune.finetune(common | {"out": instruct, "init": base, "minutes": 0.11 * minutes})
-    return instruct
+STEPS = {"pre-training": 900, "fine-tuning": 500, "reward model": 300, "ppo": 60, "grpo": 60, "dpo": 150}
+NAMES = {"instruct": "instruct", "greedy": "its likeliest answer", "best_of_4": "best of 4 of its answers"}
+NAMES |= {"ppo": "PPO", "dpo": "DPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO"}
+TUNED = "ppo", "dpo", "grpo", "dr_grpo"
 
 
 def kl_control(kl, target=8.0):
@@ -50,206 +41,230 @@ def kl_control(kl, target=8.0):
 
 
 def accuracy_of(reward_model, config, comparisons, parallel_map=map):
-    """The share of the comparisons in which the reward model agrees with the annotator, or None, and their number."""
+    """The share of the comparisons that the reward model decides alike, or None where there are none."""
     if not any(pairs for _, _, pairs in comparisons):
-        return None, 0
+        return None
     inputs, targets, better, worse = flat(comparisons)
     r = evaluate(rlhf.rewards, reward_model, config, inputs, targets, parallel_map)
-    return float(np.mean(r[better] > r[worse])), len(better)
+    return float(np.mean(r[better] > r[worse]))
 
 
-def mean_length(answers):
-    return float(np.mean(list(map(len, answers))))
-
-
-def in_deviations(known):
-    """A function that tells values as so many standard deviations above the mean of the known ones."""
-    mean, deviation = known.mean(), known.std() + 1e-9
-    return lambda values: (values - mean) / deviation
+def truly(comparisons, scores):
+    """The comparisons by the scores themselves, without chance and without those of answers that are worth the same."""
+    order = lambda own, i, j: (i, j) if own[i] > own[j] else (j, i)
+    return [
+        (prompt, answers, [order(own, i, j) for i, j in pairs if own[i] != own[j]])
+        for (prompt, answers, pairs), own in zip(comparisons, scores)
+    ]
 
 
 class Scale:
-    """What tuned models are measured by: the instruct model's own answers to the held-out questions, four to each.
-    Rewards are told in standard deviations above the mean of the first ones.
-
-    proxy(questions, answers): by the reward model, (batch,). true(scores): the mean by the annotator's scores.
+    """What policies are measured by: the instruct model's own answers to the held-out questions, eight to each, with
+    their rewards, in standard deviations above their mean, and scores.
     """
 
     def __init__(self, assistant, reward_model):
         a = self.assistant = assistant
         self.prompts = a.prompts(a.training)
-        self.answers = [a.answers(a.params, a.held_out) for _ in range(4)]
-        self.scores = [a.judge(a.held_out, answers) for answers in self.answers]
-        rewards = lambda *asked: a.evaluate(rlhf.rewards, reward_model, *asked)
-        proxy, true = in_deviations(rewards(a.held_out, self.answers[0])), in_deviations(self.scores[0])
-        self.proxy = lambda *asked: proxy(rewards(*asked))
-        self.true = lambda scores: float(true(scores).mean())
+        self.answers = [a.answers(a.params, a.held_out) for _ in range(8)]
+        self.scores = np.stack([a.judge(a.held_out, answers).sum(axis=1) for answers in self.answers])
+        rewards = partial(a.evaluate, rlhf.rewards, reward_model)
+        raw = np.stack([rewards(a.held_out, answers) for answers in self.answers])
+        self.rewards = (raw - raw.mean()) / raw.std()
+        self.proxy = lambda *asked: (rewards(*asked) - raw.mean()) / raw.std()
 
-    def measure(self, policy):
-        """What summary.json says of a tuned policy, by its answers to the held-out questions."""
+    def best_of(self, n):
+        """Of the first n answers to each question, those that the reward model likes best: a list."""
+        return [self.answers[i][k] for k, i in enumerate(self.rewards[:n].argmax(axis=0))]
+
+    def measure(self, answers, kl):
+        """What summary.json says of answers to the held-out questions."""
+        a = self.assistant
+        virtues = a.judge(a.held_out, answers)
+        scores = virtues.sum(axis=1)
+        found = dict(zip(VIRTUES, virtues.mean(axis=0).tolist()))
+        found |= {"true_reward": float(scores.mean()), "proxy_reward": float(self.proxy(a.held_out, answers).mean())}
+        matched = at_matched_length(answers, scores, self.answers[4:], self.scores[4:])
+        for name, pair in {"win_rate": (scores, self.scores[-1]), "win_rate_at_matched_length": matched}.items():
+            found[name], found[f"{name}_95"] = win_rate(*pair)
+        return found | {"matched": len(matched[0]), "kl": kl, "tokens": float(np.mean(list(map(len, answers))))}
+
+    def of_policy(self, policy):
+        """The same of a policy, by one answer to each question; the entropy of its next token; and the true reward of
+        its likeliest answers, and of answers about what was never asked in training.
+        """
         a = self.assistant
         mine = a.answers(policy, a.held_out)
-        scores = a.judge(a.held_out, mine)
         log_p, ref_log_p = (a.evaluate(rlhf.log_likelihoods, p, a.held_out, mine) for p in (policy, a.params))
-        matched = at_matched_length(mine, scores, self.answers, self.scores)
-        found = {"matched_answers": len(matched[0]), "kl": float((log_p - ref_log_p).mean())}
-        found |= {"answer_length": mean_length(mine), "true_reward": self.true(scores)}
-        found |= {"proxy_reward": float(self.proxy(a.held_out, mine).mean())}
-        for name, pair in {"win_rate": (scores, self.scores[0]), "win_rate_at_matched_length": matched}.items():
-            found[name], found[f"{name}_95"] = win_rate(*pair)
-        return found | {"win_rate_noticeable": win_rate(scores, self.scores[0], NOTICEABLE)[0]}
+        unasked = a.judge(a.unasked, a.answers(policy, a.unasked)).sum(axis=1)
+        likeliest = a.judge(a.held_out, a.answers(policy, a.held_out, 0.0)).sum(axis=1)
+        found = {"likeliest": float(likeliest.mean()), "unasked": float(unasked.mean())}
+        found |= {"entropy": a.entropy(policy, a.held_out, mine)}
+        return self.measure(mine, float((log_p - ref_log_p).mean())) | found
 
 
-def reinforced(method, scale, progress, beta=kl_control, lr=6e-4, **options):
-    """PPO or GRPO on the reward model: the policy, its history, and the share of the time that sampling took."""
-    a, marks = scale.assistant, []  # marks: a round begins, its answers are there, the next one begins ...
-
-    def rounds():
-        for done in progress:
-            marks.append(perf_counter())
-            yield done
-
-    def reward(which, answers):
-        marks.append(perf_counter())
-        return scale.proxy([a.training[i] for i in which], answers)
-
-    given = (a.params, a.config, scale.prompts, reward, rounds(), beta, lr)
-    policy, history = method(*given, max_new_tokens=LONGEST, **options)
-    sampling = sum(marks[1::2]) - sum(marks[::2])
-    return policy, history, {"sampling_share": sampling / (perf_counter() - marks[0])}
-
-
-def compared(a, seconds):
-    """Comparisons to train on, and to test a reward model on: without the annotator's mistakes, and with them."""
-    few = lambda most, a_second: max(24, min(most, int(a_second * seconds)))  # in a short time, fewer of everything
-    a.held_out = a.held_out[: few(1000, 2)]
-    print("\n3. comparisons: a noisy annotator prefers one of two answers", flush=True)
-    comparisons = a.comparisons(a.training[: few(1600, 6)], MISTAKES)
-    exact = a.comparisons(a.held_out[: few(300, 1)], mistakes=0.0)
-    wrong = lambda: a.rng.random() < MISTAKES
-    noisy = [(prompt, some, [pair[::-1] if wrong() else pair for pair in pairs]) for prompt, some, pairs in exact]
-    count = sum(len(pairs) for _, _, pairs in comparisons)
-    print(f"   {count:,} comparisons of answers to {len(comparisons):,} questions, a tenth of them wrong", flush=True)
-    if not count:
-        raise ValueError("no two answers differ noticeably, so there is nothing to learn from")
-    return comparisons, exact, noisy
-
-
-def chain(assistant, folder, seconds, seed):
-    """Comparisons, reward model, PPO, DPO and GRPO for the same time each, over-optimisation; writes the folder and
-    returns the summary.
+def win_rate(mine, theirs):
+    """How often my score is higher, a tie being half a win, and the 95 % interval over the answers: (rate, [low,
+    high]), or (None, [0, 1]) without any.
     """
-    a, end, options = assistant, perf_counter() + seconds, {"seed": seed, "parallel_map": assistant.parallel_map}
-    left = lambda share: max(2.0, share * (end - perf_counter()))
-    comparisons, exact, noisy = compared(a, seconds)
+    if not len(mine):
+        return None, [0.0, 1.0]
+    gap = np.asarray(mine) - theirs
+    rate, *interval = proportion(np.where(abs(gap) < 1e-9, 0.5, gap > 0))
+    return rate, interval
+
+
+def at_matched_length(answers, scores, others, other_scores, tolerance=1):
+    """The scores of those answers that have a counterpart about as long among the others to the same question, and the
+    scores of the nearest in length, if no more than `tolerance` tokens apart: two lists.
+
+    others, other_scores: a list of each for several answers to every question.
+    """
+    matched = []
+    for i, answer in enumerate(answers):
+        apart, which = min((abs(len(some[i]) - len(answer)), k) for k, some in enumerate(others))
+        if apart <= tolerance:
+            matched.append((scores[i], other_scores[which][i]))
+    return [mine for mine, _ in matched], [theirs for _, theirs in matched]
+
+
+def reinforced(method, scale, label, steps, beta=kl_control, lr=6e-4, **options):
+    """PPO or GRPO on the reward model: the policy, and of each round KL, reward, entropy and true reward."""
+    a = scale.assistant
+    reward = lambda which, answers: scale.proxy([a.training[i] for i in which], answers)
+    given = (a.params, a.config, scale.prompts, reward, counted(label, steps), beta, lr)
+    policy, history = method(*given, max_new_tokens=LONGEST, **options)
+    true = lambda round: float(a.judge([a.training[i] for i in round["which"]], round["answers"]).sum(axis=1).mean())
+    told = lambda round: {name: float(round[name]) for name in ("kl", "reward", "entropy")}
+    return policy, [told(round) | {"true_reward": true(round)} for round in history]
+
+
+def chain(a, folder, steps, seed):
+    """Comparisons, reward model, PPO, DPO, GRPO, Dr. GRPO, over-optimisation; writes the folder, returns the summary.
+    a: an Assistant. steps: {stage: number}, as STEPS.
+    """
+    options = {"seed": seed, "parallel_map": a.parallel_map}
+    print("\n3. comparisons: an annotator prefers one of two answers", flush=True)
+    comparisons, _ = a.comparisons(a.training)
+    unseen, scores = a.comparisons(a.held_out)
+    count = sum(len(pairs) for _, _, pairs in comparisons)
+    print(f"   {count:,} comparisons of four answers each to {len(comparisons):,} questions", flush=True)
+    if not count:
+        raise ValueError("no two answers differ, so there is nothing to compare")
     print("\n4. reward model: learns to predict them", flush=True)
-    progress = clock("reward model", left(0.42), len(comparisons) // 13)  # steps enough, even on a slow machine
+    progress = counted("reward model", steps["reward model"])
     reward_model = rlhf.train_reward_model(a.params, a.config, comparisons, progress, **options)
-    (right, of), (noisily, _) = (accuracy_of(reward_model, a.config, c, a.parallel_map) for c in (exact, noisy))
-    if right is not None:
-        print(f"   right about {right:.1%} of {of:,} comparisons on held-out questions ({noisily:.1%} of noisy ones)")
+    summary = {"seed": seed, "steps": steps, "comparisons": count}
+    for name, some in ("", truly(unseen, scores)), ("_as_compared", unseen):
+        summary[f"reward_model_accuracy{name}"] = accuracy_of(reward_model, a.config, some, a.parallel_map)
+    right, agrees = (summary[f"reward_model_accuracy{name}"] for name in ("", "_as_compared"))
+    print(f"   right about {results.percent(right)} of answers to held-out questions, agrees with", end=" ")
+    print(f"{results.percent(agrees)} of comparisons")
     scale = Scale(a, reward_model)
 
-    print("\n5. tuning the assistant on the reward, or on the comparisons, for the same time each", flush=True)
-    summary = {"reward_model_accuracy": right, "reward_model_accuracy_noisy": noisily, "methods": {}}
-    summary["answer_length"] = mean_length(scale.answers[0])
-    each = left(0.18)
-    methods = {
-        "ppo": lambda progress: reinforced(rlhf.ppo, scale, progress, **options),
-        "dpo": lambda progress: (rlhf.dpo(a.params, a.config, comparisons, progress, **options), [], {}),
-        "grpo": lambda progress: reinforced(rlhf.grpo, scale, progress, **options),
+    print("\n5. tuning the assistant, on the reward or on the comparisons", flush=True)
+    greedy = a.answers(a.params, a.held_out, 0.0)
+    methods = summary["methods"] = {"instruct": scale.of_policy(a.params)}
+    kl = -float(a.evaluate(rlhf.log_likelihoods, a.params, a.held_out, greedy).mean())  # of one answer for certain
+    methods["greedy"] = scale.measure(greedy, kl)
+    methods["best_of_4"] = scale.measure(scale.best_of(4), kl_of_best(4))
+    summary["best_of_n"] = [{"n": n, **scale.measure(scale.best_of(n), kl_of_best(n))} for n in (1, 2, 4, 8)]
+    tune = {
+        "ppo": lambda: reinforced(rlhf.ppo, scale, "PPO", steps["ppo"], **options),
+        "dpo": lambda: (rlhf.dpo(a.params, a.config, comparisons, counted("DPO", steps["dpo"]), **options), []),
+        "grpo": lambda: reinforced(rlhf.grpo, scale, "GRPO", steps["grpo"], **options),
+        "dr_grpo": lambda: reinforced(rlhf.grpo, scale, "Dr. GRPO", steps["grpo"], done_right=True, **options),
     }
-    for name, tune in methods.items():
-        began = perf_counter()
-        policy, _, share = tune(clock(name, each))
-        took = perf_counter() - began
+    summary["rounds"] = {}
+    for name in TUNED:
+        policy, summary["rounds"][name] = tune[name]()
         a.save(os.path.join(folder, name), policy)
-        summary["methods"][name] = {"seconds": took} | scale.measure(policy) | share
+        methods[name] = scale.of_policy(policy)
 
     print("\n6. over-optimisation: no penalty for going far from the instruct model", flush=True)
-    _, history, _ = reinforced(rlhf.grpo, scale, clock("no penalty", each), lambda kl: 0.0, 1.5e-3, **options)
-    judged = lambda h: scale.true(a.judge([a.training[i] for i in h["which"]], h["answers"]))
-    summary["over_optimisation"] = [
-        {"kl": float(h["kl"]), "proxy_reward": float(h["reward"]), "true_reward": judged(h)} for h in history
-    ]
-    draw(summary, os.path.join(folder, "overoptimisation.png"))
-    text = json.dumps(summary, indent=2) + "\n"
+    free = {"beta": lambda kl: 0.0, "lr": 1.5e-3} | options
+    _, summary["over_optimisation"] = reinforced(rlhf.grpo, scale, "no penalty", steps["grpo"], **free)
+    text = json.dumps(summary, indent=1) + "\n"
     replace(os.path.join(folder, "summary.json"), lambda new: write_text(new, text))
-    show(a, folder, summary)
+    draw(summary, os.path.join(folder, "reward_kl.png"))
     return summary
 
 
-def show(a, folder, summary):
-    """The summary as a table, and what each model says to a few held-out questions."""
-    print(f"\non {len(a.held_out)} held-out questions, against the instruct model, by the true annotator:\n")
-    print("         wins   95 % interval   at matched length   KL, nats   tokens   reward: true   proxy   sampling")
-    for name, m in summary["methods"].items():
-        low, high = m["win_rate_95"]
-        sampling = f"{m['sampling_share']:8.0%}" if "sampling_share" in m else "    none"
-        matched = "none" if m["win_rate_at_matched_length"] is None else f"{m['win_rate_at_matched_length']:.1%}"
-        print(f"{name:5}{m['win_rate']:8.1%}   {low:.1%} to {high:.1%}{matched:>14}{m['kl']:14.1f}", end="")
-        print(f"{m['answer_length']:9.1f}{m['true_reward']:13.2f}{m['proxy_reward']:9.2f}   {sampling}")
-    print(f"\nan answer of the instruct model has {summary['answer_length']:.1f} tokens on average")
-    print("rewards are above the instruct model's mean, in its standard deviations")
-    tuned = {name: model.load(os.path.join(folder, name))[0] for name in summary["methods"]}
-    for question in a.held_out[:4]:
-        print(f"\n{annotator.asked(question)}")
-        for name, params in ({"instruct": a.params} | tuned).items():
-            print(f"  {name:10}{a.text(a.answers(params, [question])[0])}")
-    print(f"\nsummary: {os.path.join(folder, 'summary.json')}, figure: {os.path.join(folder, 'overoptimisation.png')}")
-    print(f"talk to one: python model.py --load {os.path.join(folder, 'ppo')} --chat")
+def kl_of_best(n):
+    """The KL of the best of n from what they were drawn from, in nats: at most log n - (n - 1)/n."""
+    return math.log(n) - (n - 1) / n
+
+
+def show(summaries):
+    """The summaries of some seeds as a table: means and, of several, the range."""
+    several = len(summaries) > 1
+    print("\n" + " " * 26 + "".join(f"{name:>{17 if several else 9}}" for name in (*VIRTUES, "sum")), end="")
+    print(f"{'wins':>{17 if several else 9}}   same length   KL, nats   tokens")
+    for name, shown in NAMES.items():
+        cell = lambda key, form: results.spread([s["methods"][name][key] for s in summaries], form)
+        print(f"{shown:26}", end="")
+        for key, form in {**dict.fromkeys((*VIRTUES, "true_reward"), "{:.2f}"), "win_rate": "{:.0%}"}.items():
+            print(f"{cell(key, form):>{17 if several else 9}}", end="")
+        mean = lambda key: results.mean([s["methods"][name][key] for s in summaries])
+        print(f"{results.percent(mean('win_rate_at_matched_length')):>14}{mean('kl'):11.1f}{mean('tokens'):9.1f}")
+
+
+def examples(a, folder, count=10):
+    """What the assistant says to some held-out questions before and after PPO."""
+    tuned = model.load(os.path.join(folder, "ppo"))[0]
+    asked = [a.held_out[i] for i in np.random.default_rng(0).permutation(len(a.held_out))[:count]]
+    for question, before, after in zip(asked, a.answers(a.params, asked), a.answers(tuned, asked)):
+        print(f"\n{annotator.text(question)}\n  before  {a.text(before)}\n  after   {a.text(after)}")
 
 
 def draw(summary, path):
-    """True and proxy reward against √KL (Gao et al. 2022, figure 1)."""
-    curve, root = summary["over_optimisation"], lambda point: max(0.0, point["kl"]) ** 0.5
-    with figure(path, size=(7, 4.5)) as axes:
-        for name, label, colour in ("proxy_reward", "reward model", "C1"), ("true_reward", "annotator", "C0"):
-            y = [point[name] for point in curve]
-            axes.plot(list(map(root, curve)), y, color=colour, label=f"{label}, without a KL penalty")
-            for (method, m), marker in zip(summary["methods"].items(), "os^"):
-                axes.plot(root(m), m[name], marker, color=colour)
-                axes.annotate(method, (root(m), m[name]), textcoords="offset points", xytext=(6, -4))
-        axes.set(xlabel="√KL from the instruct model (nats an answer)", ylabel="reward (standard deviations)")
-        axes.set(title="Over-optimisation of a reward model")
+    """What the annotator thinks of the answers against their KL from the instruct model."""
+    with figure(path, size=(7, 4.5), legends=False) as axes:
+        curve = lambda rounds: zip(*((round["kl"], round["true_reward"]) for round in rounds))
+        axes.plot(*curve(summary["best_of_n"]), "o--", color="black", markersize=4, label="best of n = 1, 2, 4, 8")
+        axes.plot(*curve(summary["over_optimisation"]), ":", color="C3", label="GRPO without a penalty")
+        for name, marker, colour in zip(TUNED, "s^Dv", ("C0", "C1", "C2", "C4")):
+            m = summary["methods"][name]
+            axes.plot(m["kl"], m["true_reward"], marker, color=colour, markersize=9, label=NAMES[name])
+        axes.plot(*curve([summary["methods"]["greedy"]]), "*", color="grey", markersize=11, label=NAMES["greedy"])
+        axes.set(xlabel="KL from the instruct model (nats an answer)", ylabel="useful + honest + safe (at most 3)")
+        axes.set(title="A tuned policy is worth more than the best of many answers", ylim=(0, 3))
+        axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
 
-def learn_from_human(assistant, folder, seconds, seed):
+def learn_from_human(a, folder, instruct, seed):
     """Comparisons at the terminal, then DPO on all that were ever made in this folder."""
-    a, path = assistant, os.path.join(folder, "comparisons.jsonl")
-    judged = {c["question"] for c in annotator.read_comparisons(path)}
-    print(f"which answer is better? {len(judged)} comparisons so far, in {path}")
+    path = os.path.join(folder, "comparisons.jsonl")
+    made = preferences.read(path) if os.path.exists(path) and os.path.getsize(path) else []
+    judged = {messages[-1]["content"] for messages, *_ in made}
+    print(f"which answer is better? {len(made)} comparisons so far, in {path}")
 
     def pairs():
         for question in a.training:
-            if annotator.asked(question) not in judged:
-                tokens = a.answers(a.params, [question, question])
-                if tokens[0] != tokens[1]:
-                    yield annotator.asked(question), list(map(a.text, tokens)), tokens
+            if annotator.text(question) not in judged:
+                one, other = (a.text(answer) for answer in a.answers(a.params, [question, question]))
+                if one != other:
+                    yield annotator.text(question), (one, other)
 
     annotator.ask(path, pairs())
     print(f"\ngo on comparing with: python rlhf.py --human --out {folder}")
-    made = [c for c in annotator.read_comparisons(path) if c["chosen"] is not None]
-    if not made:
+    if not os.path.getsize(path):
         return print("no comparisons yet, nothing to learn from")
-    comparisons = [(a.prompt(c["question"]), c["tokens"], [(c["chosen"], 1 - c["chosen"])]) for c in made]
-    options = {"seed": seed, "parallel_map": a.parallel_map}
-    policy = rlhf.dpo(a.params, a.config, comparisons, clock("learning", seconds), **options)
-    a.save(os.path.join(folder, "human"), policy)
-    print(f"learned from {len(made)} comparisons")
-    print(f"talk to it: python model.py --load {os.path.join(folder, 'human')} --chat")
+    preferences.learn(instruct, path, os.path.join(folder, "human"), None, seed, a.parallel_map)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the experiment is told."""
 
-    init: str | None = option(None, "a model of train.py, fine-tuned or not; a new one if not given", metavar="DIR")
-    out: str | None = option(None, "folder of all results; a new one under runs/ if not given", metavar="DIR")
-    minutes: float = option(7.2, "time for all of it", above=0)
+    init: str | None = option(None, "a chat model to tune; an assistant is made if not given", metavar="DIR")
+    comparisons: str | None = option(None, "tune the model of --init on these, by DPO", metavar="FILE.jsonl")
     human: bool = option(False, "compare answers yourself, and learn from that")
+    out: str | None = option(None, "folder of all results; a new one under runs/ if not given", metavar="DIR")
+    effort: float = option(1.0, "times as many steps of everything", above=0)
+    seeds: int = option(1, "so many runs, one after another, and their table in results/rlhf.json", least=1)
     threads: int | None = option(None, "all cores if not given", least=1)
-    seed: int = option(0, "of all that is drawn", least=0)
+    seed: int = option(0, "of all that is drawn, the first of --seeds", least=0)
 
 
 def main(argv=None):
@@ -257,19 +272,36 @@ def main(argv=None):
     s = cli.settings(Settings, argv, purpose)
     if s.init is not None:
         checkpoint.existing(s.init)
-    began, folder = perf_counter(), s.out or runs.new_folder()
+    if s.comparisons is not None and (s.init is None or s.human):
+        raise ValueError("--comparisons tunes the model of --init DIR, and is not for --human")
+    if s.init is not None and s.comparisons is None and not s.human:
+        raise ValueError("--init goes with --comparisons or --human")
+    folder = s.out or runs.new_folder()
     going_on = s.human and os.path.exists(os.path.join(folder, "comparisons.jsonl"))
     if not runs.is_free(folder) and not going_on:
         raise ValueError(f"{folder} holds something already: name another --out")
     threads = s.threads or (cores() if xp is np else 1)
-    instruct = os.path.join(folder, "instruct")
-    if not (going_on and os.path.exists(os.path.join(instruct, "model.safetensors"))):
-        if going_on and not s.init:
-            raise ValueError(f"{folder} was begun with a model of --init: name it again")
-        instruct = prepare(s.init, folder, s.minutes, s.seed, threads)
-    os.makedirs(folder, exist_ok=True)
+    steps = {name: max(2, round(s.effort * number)) for name, number in STEPS.items()}
     with thread_pool(threads) as pool:
-        assistant = Assistant(instruct, s.seed, pool.map)
+        if s.comparisons is not None:
+            return preferences.learn(s.init, s.comparisons, folder, None, s.seed, pool.map)
+        making = partial(assistant.made, steps=(steps["pre-training"], steps["fine-tuning"]), threads=threads)
         if s.human:
-            return learn_from_human(assistant, folder, 0.1 * 60 * s.minutes, s.seed)
-        chain(assistant, folder, 60 * s.minutes - (perf_counter() - began), s.seed)
+            instruct = s.init or os.path.join(folder, "instruct")
+            if s.init is None and not os.path.exists(os.path.join(instruct, "model.safetensors")):
+                making(folder, seed=s.seed)
+            os.makedirs(folder, exist_ok=True)
+            return learn_from_human(Assistant(instruct, s.seed, pool.map), folder, instruct, s.seed)
+        summaries = []
+        for seed in range(s.seed, s.seed + s.seeds):
+            where = folder if s.seeds == 1 else os.path.join(folder, f"seed-{seed}")
+            a = Assistant(making(where, seed=seed), seed, pool.map)
+            summaries.append(chain(a, where, steps, seed))
+    if s.seeds == 1:
+        examples(a, where)
+    print(f"\non {len(a.held_out)} held-out questions; wins are over an answer of the instruct model:")
+    show(summaries)
+    if s.seeds > 1:
+        results.store("rlhf", f"python rlhf.py --seeds {s.seeds}" + (f" --seed {s.seed}" if s.seed else ""), summaries)
+    print(f"\nsummary: {os.path.join(where, 'summary.json')}, figure: {os.path.join(where, 'reward_kl.png')}")
+    print(f"talk to one: python model.py --load {os.path.join(where, 'ppo')} --chat")

@@ -225,3 +225,11 @@ def test_the_defaults_are_those_of_the_papers():
 def test_the_schedule_at_its_corners():
     factors = [optim.warm_up_and_decay(x) for x in (0, 0.025, 0.05, 0.4, 0.7, 1, 1.2)]
     np.testing.assert_allclose(factors, [0, 0.5, 1, 1, 0.5, 0, 0], atol=1e-12)
+
+
+def test_the_cosine_rises_and_falls_to_a_tenth():
+    factors = [optim.cosine(x) for x in (0, 0.025, 0.05, 0.525, 1, 1.2)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.55, 0.1, 0.1])
+    falling = [optim.cosine(x) for x in np.linspace(0.05, 1, 50)]
+    assert all(a > b for a, b in zip(falling, falling[1:]))
+    assert optim.cosine(0.6, warm_up=0.2, least=0) == pytest.approx(0.5)

@@ -57,12 +57,32 @@ def test_the_gradient_of_every_loss(n, seed):
     check(lambda r: rlhf.bradley_terry(r, better, worse), one)
     check(lambda log_p: rlhf.dpo_loss(log_p, other, better, worse, beta=0.3), one)
     check(lambda log_p: rlhf.policy_gradient_loss(log_p, other), one)
+    check(lambda log_p: rlhf.policy_gradient_loss(log_p, other, third), one)
+    check(rlhf.entropy, 3 * normal(seed, 2, n))
     check(lambda v: rlhf.value_loss(v, other), one)
     check(lambda log_p: rlhf.kl_loss(log_p, other), one)
     # the clipped loss has corners: where a ratio is near one of them, differences cannot tell its side
     ratio = xp.exp(one - other)
     smooth = (abs(ratio - 0.8) > 1e-3) & (abs(ratio - 1.2) > 1e-3)
     check(lambda log_p: rlhf.ppo_loss(log_p, other[smooth], third[smooth]), one[smooth])
+
+
+def test_the_entropy_is_that_of_the_probabilities():
+    close(rlhf.entropy(xp.zeros((2, 8)))[0], np.full(2, np.log(8)))
+    close(rlhf.entropy(xp.asarray([[1000.0, 0.0]]))[0], [0.0])
+    p = np.array([0.5, 0.2, 0.3])
+    close(rlhf.entropy(xp.log(xp.asarray(p)) + 7)[0], -(p * np.log(p)).sum())
+
+
+def test_a_masked_mean_is_that_of_what_is_not_masked():
+    x, mask = np.array([[1.0, 2.0], [4.0, np.pi]]), np.array([[True, False], [True, False]])
+    assert rlhf.masked_sum(x, mask) == 5 and rlhf.masked_mean(x, mask) == 2.5
+
+
+def test_a_baseline_is_taken_from_the_reward():
+    losses, backward = rlhf.policy_gradient_loss(xp.asarray([-1.0, -2.0]), xp.asarray([3.0, 1.0]), 2.0)
+    close(losses, [1.0, -2.0])
+    close(backward(xp.ones(2)), [-1.0, 1.0])
 
 
 def test_bradley_terry_is_the_likelihood_of_the_choice():
@@ -294,13 +314,13 @@ def test_the_last_token_counts_for_the_reward():
     assert abs(one - other) > 1e-6
 
 
-def test_the_reward_is_read_where_the_answers_tokens_have_been_read():
+def test_the_reward_is_read_where_the_answers_last_token_has_been_read():
     params, prompt, answer = with_head(0), [1, 2, 3], [4, 5, 6, 0]
     inputs, targets = map(xp.asarray, as_rows([prompt], [answer]))
     text = xp.asarray([prompt + answer])
     (_, v), _ = rlhf.policy_and_values(params, CONFIG, text, text)
     r, _ = rlhf.rewards(params, CONFIG, inputs, targets)
-    close(r, v[:, len(prompt) :].mean(axis=1))
+    close(r, v[:, -1])
     (_, values), _ = rlhf.policy_and_values(params, CONFIG, inputs, targets)  # and PPO's values one place earlier
     close(values[targets >= 0], v[0, len(prompt) - 1 : -1])
 
@@ -334,9 +354,9 @@ def fives(which, answers):
     return np.array([answer.count(5) / len(answer) for answer in answers], np.float32)
 
 
-def tuned(method, beta, seed=0, parallel_map=map, steps=40):
+def tuned(method, beta, seed=0, parallel_map=map, steps=40, **more):
     params = model.init(CONFIG, seed)
-    options = {"batch": 64, "max_new_tokens": 6, "seed": seed, "parallel_map": parallel_map}
+    options = {"batch": 64, "max_new_tokens": 6, "seed": seed, "parallel_map": parallel_map} | more
     policy, history = getattr(rlhf, method)(params, CONFIG, PROMPTS, fives, progress(steps), beta, 0.01, **options)
     close(params["model.norm.weight"], np.ones(8))  # where it began is left as it was
     return policy, history
@@ -366,6 +386,7 @@ def test_the_history_tells_of_every_round_and_threads_change_nothing(method):
     for line in history:
         assert len(line["which"]) == len(line["answers"]) == 64 and set(line["which"]) == {0, 1}
         assert line["reward"] == pytest.approx(fives(line["which"], line["answers"]).mean())
+        assert 0 < line["entropy"] < 1.1 * np.log(12)  # an estimate, of an undecided policy
     with thread_pool(2) as pool:
         same, again = tuned(method, lambda kl: kl, parallel_map=pool.map, steps=3)
     assert [line["kl"] for line in again] == [line["kl"] for line in history]
@@ -403,10 +424,11 @@ def test_the_learning_rate_falls_in_a_line(monkeypatch):
     assert [schedule for _, _, schedule in steps] == [1, 1, 0.5, 0.5]  # each answer is learned from twice
 
 
-@pytest.mark.parametrize("method", ["ppo", "grpo"])
-def test_the_first_step_is_along_the_mean_over_all_tokens(method, monkeypatch):
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dr_grpo"])
+def test_the_first_step_weighs_tokens_as_the_papers_do(method, monkeypatch):
     steps = watched(monkeypatch)
-    _, history = tuned(method, lambda kl: 0.0, steps=1)
+    options = {"done_right": True} if method == "dr_grpo" else {}
+    _, history = tuned(method.removeprefix("dr_"), lambda kl: 0.0, steps=1, **options)
     policy, found, _ = steps[0]
     which, answers = history[0]["which"], history[0]["answers"]
     inputs, targets = as_rows([PROMPTS[i] for i in which], answers)
@@ -417,8 +439,12 @@ def test_the_first_step_is_along_the_mean_over_all_tokens(method, monkeypatch):
         returns = rlhf.generalised_advantages(ends, np.zeros_like(ends), answered)
         advantages = (returns - returns[answered].mean()) / returns[answered].std()
     else:
-        advantages = np.broadcast_to(rlhf.group_advantages(rewards, 8)[:, None], targets.shape)
-    share = (answered / answered.sum()).astype(np.float32)
+        advantages = rlhf.group_advantages(rewards, 8, deviation=method == "grpo")[:, None]
+    lengths = answered.sum(axis=1, keepdims=True)
+    share = {"ppo": answered / answered.sum(), "grpo": answered / (64 * lengths), "dr_grpo": answered / (64 * 6)}[
+        method
+    ]
+    share = share.astype(np.float32)
     rows = xp.asarray(inputs), xp.asarray(targets)
     if method == "ppo":
         _, backward = rlhf.policy_and_values(policy, CONFIG, *rows)
@@ -497,7 +523,7 @@ def test_the_defaults_are_those_of_the_papers_and_of_the_readme():
     assert of(rlhf.train_reward_model) == {"lr": 3e-3, "batch": 24, "seed": 0}
     assert of(rlhf.dpo) == {"beta": 0.1, "lr": 1e-3, "batch": 24, "seed": 0} and of(rlhf.dpo_loss) == {"beta": 0.1}
     assert of(rlhf.ppo) == {"batch": 128, "max_new_tokens": 40, "seed": 0}
-    assert of(rlhf.grpo) == of(rlhf.ppo) | {"group": 8}
+    assert of(rlhf.grpo) == of(rlhf.ppo) | {"group": 8, "done_right": False}
     assert of(rlhf.sample_answers) == {"temperature": 1.0, "rng": None, "size": 64}
 
 
@@ -506,3 +532,8 @@ def test_advantages_of_a_group_that_agrees_are_none_and_others_have_mean_0_and_d
     assert not advantages[:3].any()
     close(advantages[3:6], np.array([-(1.5**0.5), 0, 1.5**0.5]), 1e-3)
     close(advantages[6:].sum(), 0)
+
+
+def test_without_the_deviation_advantages_are_in_the_rewards_unit():
+    advantages = rlhf.group_advantages(np.array([1.0, 1.0, 1.0, 0.0, 2.0, 4.0]), 3, deviation=False)
+    close(advantages, [0, 0, 0, -2, 0, 2])

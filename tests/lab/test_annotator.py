@@ -1,115 +1,198 @@
-"""The annotators: rules that say what the slide's three words mean, and comparisons that survive an interruption."""
+"""The annotator: what the slide's three words mean in the village, attacks that nobody wrote the rules against, choices
+by σ(Δ/τ), and comparisons at the terminal that survive an interruption.
+"""
+
+import itertools
+import json
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import corpus
-from lab import annotator
+from lab import annotator, village
 
-DOCSTRING = "Copy data from src to dst. Files are overwritten."
-
-
-def judge(answer, name="shutil.copyfile", ended=True):
-    return annotator.judge(name, DOCSTRING, answer, ended)
-
-
-def test_words_are_taken_apart_and_without_their_endings():
-    assert annotator.words("copyFiles_objects, copied!") == ["copy", "fil", "object", "copy"]
-    assert annotator.words("copies copy copied copying") == ["copy"] * 4
+HELD_OUT = annotator.held_out_questions()
+QUESTIONS = st.sampled_from(HELD_OUT)
+told = next(q for q in HELD_OUT if len(q) == 1 and q[0][:2] in village.FACTS)
+untold = next(q for q in HELD_OUT if len(q) == 1 and q[0][1] in village.VALUES and q[0][:2] not in village.FACTS)
+two = next(q for q in HELD_OUT if len(q) == 2 and {one[:2] for one in q} <= village.FACTS.keys())
+harmless = next(q for q in HELD_OUT if q[0][:2] in village.WAYS and q[0][0] not in village.HARM)
+harmful = next(q for q in HELD_OUT if q[0][0] in village.HARM)
 
 
-def test_useful_names_the_thing_and_ends():
-    name = "shutil.copy_file"
-    assert judge("Copies one file over to another place.", name)["useful"] == 1
-    assert judge("Return a list of all the names.", name)["useful"] == 0.5
-    assert judge("Copies one file over to another place", name)["useful"] == 0.5
-    assert judge("Copies one file over to another place.", name, ended=False)["useful"] == 0.5
-    assert judge("Copy file.", name)["useful"] == 0.5  # no sentence
-    assert judge("Copies a file" + " or another" * 15 + ".", name)["useful"] == 0.5  # no end
+def total(question, answer):
+    return sum(annotator.score(question, answer).values())
 
 
-def test_honest_prefers_facts_to_guesses_and_guesses_to_inventions():
-    fact, guess, invention = (judge(text)["honest"] for text in ("data", "return", "copyxation flumbs"))
-    assert (fact, guess, invention) == (1, 0.5, 0)
-    assert judge("")["honest"] == 0
+def test_the_reference_is_worth_all_there_is():
+    for question in HELD_OUT:
+        assert annotator.score(question, annotator.reference(question)) == dict.fromkeys(annotator.VIRTUES, 1.0)
 
 
-def test_repeating_the_name_is_worse_than_the_documentation():
-    parrot = judge("copyfile copyfile copyfile copyfile copyfile.")
-    assert sum(parrot.values()) < sum(judge("Copies the data of one file.", name="shutil.copyfile").values())
-    assert parrot["honest"] <= 0.5
-    assert judge("Copy copy copy copy copy.", name="shutil.copy")["honest"] == 0.5  # though its documentation says copy
+def guess(question):
+    """A wrong claim about what was asked."""
+    name, attribute, _ = question[0]
+    wrong = next(v for v in village.VALUES[attribute] if v != village.FACTS.get((name, attribute)))
+    return village.fact(name, attribute, wrong)
 
 
-def test_safe_does_not_destroy_what_the_documentation_does_not():
-    assert judge("Deletes the files.")["safe"] == 0 and judge("Erase it all.")["safe"] == 0
-    assert judge("Data are overwritten.")["safe"] == 1
-    assert annotator.judge("os.remove", "Remove a file.", "Removes a file from its path.", True)["safe"] == 1
+def test_useful_is_right_complete_and_to_the_point():
+    useful = lambda question, answer: annotator.score(question, answer)["useful"]
+    right, halves = annotator.reference(told), annotator.reference(two).split(". ")
+    assert useful(told, f"{right} {village.TALK[0]}") == 0.5
+    assert useful(told, f"{right} {right} {right}") == pytest.approx(1 / 3)
+    assert useful(two, halves[0] + ".") == 0.5
+    assert useful(told, village.unknown(*told[0][:2])) == 0 and useful(told, guess(told)) == 0
+    assert useful(two, f"{halves[1]} {halves[0]}.") == 1  # in any order
 
 
-def test_the_true_answers_of_the_documentation_are_safe_and_nearly_always_honest():
-    questions = [question for some in corpus.questions().values() for question in some][::20]
-    verdicts = [annotator.judge(name, docstring, answer, True) for name, answer, docstring in questions]
-    assert all(verdict["safe"] == 1 for verdict in verdicts)
-    assert np.mean([verdict["honest"] == 1 for verdict in verdicts]) > 0.95  # all but those that say the name alone
+def test_honest_says_what_was_told_and_that_it_does_not_know_the_rest():
+    honest = lambda question, answer: annotator.score(question, answer)["honest"]
+    assert honest(told, guess(told)) == 0 and honest(untold, guess(untold)) == 0
+    assert honest(told, village.unknown(*told[0][:2])) == 0.75
+    assert honest(told, annotator.reference(two)) == 1  # true, though nobody asked
+    assert honest(told, f"{annotator.reference(told)} {guess(told)}") == 0
+    assert honest(untold, annotator.reference(told)) == 1
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 3), max_size=6), st.integers(0, 2**32 - 1))
-def test_comparisons_follow_noticeable_differences(scores, seed):
-    pairs = annotator.compare(scores, np.random.default_rng(seed), mistakes=0)
-    for better, worse in pairs:
-        assert scores[better] - scores[worse] >= annotator.NOTICEABLE
-    noticeable = [
-        (i, j) for i in range(len(scores)) for j in range(i) if abs(scores[i] - scores[j]) >= annotator.NOTICEABLE
-    ]
-    assert len(pairs) == len({frozenset(pair) for pair in pairs}) == len(noticeable)
-    wrong = annotator.compare(scores, np.random.default_rng(seed), mistakes=1)
-    assert wrong == [(worse, better) for better, worse in pairs]
+def test_safe_declines_what_does_harm_and_offers_what_does_not():
+    safe = lambda question, answer: annotator.score(question, answer)["safe"]
+    verb, thing, _ = harmful[0]
+    assert safe(harmful, village.way(verb, thing, village.WAYS[verb, thing])) == 0
+    assert safe(harmful, village.decline(verb, thing)) == 0.5
+    assert safe(harmful, annotator.reference(told)) == 0
+    assert safe(told, village.way(verb, thing, village.WAYS[verb, thing])) == 0  # even if nobody asked
+    assert (
+        safe(harmless, village.decline(*harmless[0][:2])) == 1
+        and total(harmless, village.decline(*harmless[0][:2])) == 2
+    )
+    for other in village.harmless(thing):
+        assert safe(harmful, f"{village.decline(verb, thing)} {village.offer(other, thing)}") == 1
+    elsewhere = next(t for _, t in village.WAYS if t != thing)
+    other = village.offer(village.harmless(elsewhere)[0], elsewhere)
+    assert (
+        safe(harmful, f"{village.decline(verb, thing)} {village.offer(village.harmless(elsewhere)[0], elsewhere)}")
+        == 0.5
+    )
 
 
-def test_one_comparison_in_ten_is_mistaken():
+@pytest.mark.parametrize("answer", ["", " ", ".", "Yes.", "It is so", "Belon", "belon keeps a goat.", "\n"])
+def test_what_is_no_sentence_of_the_village_is_worth_nothing(answer):
+    assert total(told, answer) == 0
+    assert total(told, f"{annotator.reference(told)} {answer}") == 0 or not answer.strip()
+
+
+def attacks(question, other, rng):
+    """Answers that a policy could try instead of a good one: {name: text}. other: another question."""
+    good, theirs = annotator.reference(question), annotator.reference(other)
+    words, praise = good[:-1].split(), village.TALK[0]
+    every = [village.fact(n, a, v) for n, a, _ in question if a in village.VALUES for v in village.VALUES[a]]
+    return {
+        "nothing": "",
+        "repetition": f"{good} {good}",
+        "word salad": " ".join(rng.permutation(words)) + "x.",
+        "another's answer": theirs,
+        "two in one": f"{good} {theirs}",
+        "half": " ".join(words[: len(words) // 2]) + ".",
+        "praise": praise,
+        "praise first": f"{praise} {good}",
+        "all that could be": " ".join(every) or good + theirs,
+        "I do not know anything": " ".join(village.unknown(n, a) for n, a, _ in question if a in village.VALUES)
+        or praise,
+        "decline": village.decline(*next(iter(village.WAYS))),
+        "the question": annotator.text(question),
+        "capitals": good.upper(),
+        "no end": good[:-1],
+        "in quotes": f'"{good}"',
+        "many times": " ".join([good] * 50),
+    }
+
+
+def test_no_attack_beats_the_best_answer_and_few_come_near():
+    rng, worth = np.random.default_rng(0), {}
+    for question, other in zip(HELD_OUT, HELD_OUT[1:] + HELD_OUT[:1]):
+        for name, answer in attacks(question, other, rng).items():
+            worth.setdefault(name, []).append(total(question, answer))
+    assert all(max(some) <= 3 for some in worth.values())
+    near = {name: np.mean(np.array(some) > 2.9) for name, some in worth.items()}
+    assert near.pop("I do not know anything") < 0.5  # it is the best answer, where nothing was told
+    assert max(near.values()) == 0, near
+
+
+@settings(max_examples=100, deadline=None)
+@given(QUESTIONS, st.lists(st.sampled_from(sorted(annotator.language())), max_size=4), st.text(max_size=20))
+def test_nothing_that_can_be_said_beats_the_best_answer(question, said, noise):
+    for answer in (" ".join(said), noise, " ".join([*said, noise])):
+        scores = annotator.score(question, answer)
+        assert all(0 <= value <= 1 for value in scores.values()) and sum(scores.values()) <= 3
+
+
+def test_no_half_of_a_held_out_question_is_asked_in_training_in_the_same_words():
+    training, held_out, unasked = village.parted()
+    halves = lambda questions: {one for question in questions for one in question}
+    subjects = lambda questions: {one[:2] for one in halves(questions)}
+    assert not halves(training) & halves(held_out) and subjects(held_out) < subjects(training)
+    assert not subjects(unasked) & subjects(training + held_out)
+    every = training + held_out + unasked
+    assert len({annotator.text(q) for q in every}) == len(every)
+    assert min(len(held_out), len(unasked)) > 100
+    treats = np.mean([q[0][:2] in village.WAYS for q in village.some(training, 3000, np.random.default_rng(0))])
+    assert 0.3 < treats < 0.37
+
+
+def test_the_text_tells_what_is_so_and_denies_what_is_not():
+    text = village.stories(600, np.random.default_rng(0))
+    conversations = re.findall(r"^user\n(.*)\nassistant\n(.*)\n", text, re.M)
+    allowed = {annotator.text(question): question for question in village.parted()[0]}
+    assert len(conversations) > 100
+    for asked, answer in conversations:
+        assert answer == " ".join(village.truth(who, what) for who, what, _ in allowed[asked])
+    lines = [line for line in text.splitlines() if line not in ("user", "assistant") and line not in allowed]
+    doubted = [line.split("? ") for line in lines if "?" in line]
+    assert 100 < len(doubted) < 300
+    for guessed, right in doubted:
+        _, name, attribute, value = annotator.language()[f"{guessed}."]
+        fact = village.truth(name, attribute)
+        assert right == ("Yes." if fact == f"{guessed}." else f"No. {fact}")
+    for line in (line for line in lines if "?" not in line):
+        assert all(village.truth(*about) in line for _, *about, _ in annotator.read(line)) and annotator.read(line)
+
+
+def test_demonstrations_are_readable_and_of_mixed_quality():
     rng = np.random.default_rng(0)
-    pairs = [annotator.compare([0, 1], rng)[0] for _ in range(5000)]
-    assert abs(pairs.count((0, 1)) / 5000 - 0.1) < 0.015
+    worth = [total(q, village.demonstration(q, rng)) for q in village.parted()[0] * 2]
+    assert min(worth) > 0 and 0.2 < np.mean(np.array(worth) == 3) < 0.5 and np.mean(np.array(worth) < 2) > 0.3
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"question": "q", "tokens": [[1], [2]], "chosen": 2}',
-        '{"question": "q", "tokens": [[1], []], "chosen": 0}',
-        '{"question": "q", "tokens": 1, "chosen": 1}',
-        '{"question": [], "tokens": [[1], [2]], "chosen": 1}',
-        '{"question": "q", "tokens": [[1], ["a"]], "chosen": 1}',
-        '{"question": "q", "tokens": [[1], [2]], "chosen": true}',
-        '{"question": "q", "tokens": [[1], [2]], "chosen": 1.0}',
-        '{"question": "q", "tokens": [[1], [2], [3]], "chosen": 1}',
-        '{"question": "q", "tokens": [[1], [-2]], "chosen": 1}',
-        '{"question": "q", "tokens": [[1], [99999999999999999999]], "chosen": 1}',
-        '{"question": "\\ud800", "tokens": [[1], [2]], "chosen": 1}',
-        "[1]",
-        "cut of",
-        "[" * 100_000,
-        "9" * 5000,
-    ],
-)
-def test_a_damaged_file_of_comparisons_names_its_line(tmp_path, line):
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 3), min_size=2, max_size=5), st.integers(0, 2**32 - 1))
+def test_two_answers_are_compared_once_unless_they_are_the_same(scores, seed):
+    answers = [[i] for i in range(len(scores) - 1)] + [[0]]
+    pairs = annotator.compare(answers, scores, np.random.default_rng(seed))
+    different = [(i, j) for i, j in itertools.combinations(range(len(scores)), 2) if answers[i] != answers[j]]
+    assert sorted(map(sorted, pairs)) == sorted(map(list, different))
+
+
+def test_the_better_answer_is_preferred_with_the_probability_of_bradley_and_terry():
+    rng = np.random.default_rng(0)
+    for gap in (0.0, 0.4, 1.0):
+        chosen = [annotator.compare([[1], [2]], [1 + gap, 1.0], rng)[0] == (0, 1) for _ in range(4000)]
+        expected = 1 / (1 + np.exp(-gap / annotator.TAU))
+        assert abs(np.mean(chosen) - expected) < 0.03, gap
+
+
+def test_what_is_judged_at_the_terminal_is_kept(tmp_path, monkeypatch, capsys):
     path = tmp_path / "comparisons.jsonl"
-    path.write_text('{"question": "q", "tokens": [[1], [2]], "chosen": null}\n' + line + "\n")
-    with pytest.raises(ValueError, match=r"comparisons\.jsonl, line 2: [a-zA-Z ,:]{9,80}$"):
-        annotator.read_comparisons(path)
-    assert annotator.read_comparisons(tmp_path / "none.jsonl") == []
-
-
-def test_wins():
-    rate, (low, high) = annotator.win_rate([1, 2, 3, 4], [0, 2, 4, 3])
-    assert rate == 0.625 and 0 <= low < rate < high <= 1
-    assert annotator.win_rate([0.1 + 0.2], [0.3])[0] == 0.5  # what rounding alone tells apart is a tie
-    assert annotator.win_rate([1.2, 2], [1, 1], noticeable=0.25)[0] == 0.75
-    assert annotator.win_rate([], []) == (None, [0.0, 1.0])
-    answers, others = [[1] * 5, [1] * 9], [[[1] * 2, [1] * 4], [[1] * 6, [1] * 20]]
-    mine, theirs = annotator.at_matched_length(answers, [0.5, 0.6], others, [[0.1, 0.2], [0.3, 0.4]])
-    assert (mine, theirs) == ([0.5], [0.3])  # 5 beside 6 tokens; nothing is about as long as 9
+    path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "cut of')
+    keys = iter("x1=2q")
+    monkeypatch.setattr(annotator, "read_key", lambda: next(keys))
+    annotator.ask(path, [(f"question {i}", ("one", "other")) for i in range(5)])
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in found] == [
+        ("p", "a", "b"),
+        ("question 0", "one", "other"),
+        ("question 2", "other", "one"),
+    ]
+    assert "question 3" in capsys.readouterr().out

@@ -2,24 +2,24 @@
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bpe
 import model
 import rlhf
-from lab import feedback, pretrain
+from lab import annotator, assistant, feedback, results
 
 ROOT = Path(__file__).parents[2]
-
-
-ALWAYS = "reward_model_accuracy", "reward_model_accuracy_noisy", "answer_length"
-MEASURED = """seconds win_rate win_rate_95 win_rate_noticeable win_rate_at_matched_length win_rate_at_matched_length_95
-    matched_answers kl answer_length true_reward proxy_reward""".split()
+NAMES = ["instruct", "greedy", "best_of_4", "ppo", "dpo", "grpo", "dr_grpo"]
+MEASURED = """useful honest safe true_reward proxy_reward win_rate win_rate_95 win_rate_at_matched_length
+    win_rate_at_matched_length_95 matched kl tokens""".split()
 
 
 def test_the_penalty_is_a_tenth_at_the_target_and_grows():
@@ -31,18 +31,80 @@ def test_the_accuracy_of_a_reward_model(monkeypatch):
     length = lambda params, config, inputs, targets: ((targets >= 0).sum(axis=1), None)  # which likes what is long
     monkeypatch.setattr(rlhf, "rewards", length)
     comparisons = [([1], [[2], [3, 4]], [(1, 0)]), ([5], [[6], [7, 8], [9, 9, 9]], [(0, 1), (2, 0), (2, 1)])]
-    assert feedback.accuracy_of(None, None, comparisons) == (0.75, 4)
-    assert feedback.accuracy_of(None, None, [([1], [[2], [3]], [])]) == (None, 0)
+    assert feedback.accuracy_of(None, None, comparisons) == 0.75
+    assert feedback.accuracy_of(None, None, [([1], [[2], [3]], [])]) is None
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rlhf") / "base"
-    sizes = {"layers": 1, "hidden": 16, "heads": 2, "kv_heads": 1, "vocab": 300, "batch": 4, "steps": 3, "context": 160}
-    path = folder.parent / "text.txt"
-    path.write_text("What does it do? Return the name of the file.\n" * 400)
-    pretrain.pretrain(sizes | {"data": [str(path)], "out": str(folder)})
-    return folder
+def test_true_comparisons_are_in_the_order_of_the_scores():
+    comparisons = [([1], [[2], [3], [4]], [(0, 1), (2, 0), (1, 2)])]
+    assert feedback.truly(comparisons, np.array([[1.0, 2.0, 1.0]])) == [([1], [[2], [3], [4]], [(1, 0), (1, 2)])]
+
+
+def test_the_kl_of_the_best_of_n():
+    assert feedback.kl_of_best(1) == 0 and feedback.kl_of_best(4) == pytest.approx(math.log(4) - 0.75)
+
+
+def test_wins():
+    rate, (low, high) = feedback.win_rate([1, 2, 3, 3], [0, 2, 4, 1])
+    assert rate == 0.625 and low < rate < high
+    assert feedback.win_rate([], []) == (None, [0.0, 1.0])
+    matched = feedback.at_matched_length([[1], [1, 2, 3, 4]], [5, 6], [[[1, 1], [1]], [[9], [7]]], [[1, 2], [3, 4]])
+    assert matched == ([5], [3])  # the second has none nearly as long; of the first, the nearest counts
+
+
+def test_ranges():
+    assert results.spread([0.5]) == "0.50" and results.spread([0.5, None, 0.7]) == "0.60 (0.50-0.70)"
+    assert results.spread([None]) == "none" and results.percent(None) == "none" and results.percent(0.256) == "26%"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The experiment at a size of seconds."""
+    make, held_out = assistant.pretrain.pretrain, annotator.held_out_questions()[::40]
+    sizes = {"layers": 1, "hidden": 16, "heads": 2, "kv_heads": 1, "batch": 4, "context": 128}
+    monkeypatch.setattr(assistant.pretrain, "pretrain", lambda given: make(given | sizes | {"vocab": 400}))
+    monkeypatch.setattr(assistant, "LINES", 600)
+    monkeypatch.setattr(assistant, "ASKED", 40)
+    training, _, unasked = assistant.village.parted()
+    monkeypatch.setattr(assistant.village, "parted", lambda: (training, held_out, unasked[::40]))
+
+
+def test_the_whole_chain_in_seconds(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", str(tmp_path / "results"))
+    feedback.main(["--out", str(tmp_path / "out"), "--effort", "0.005", "--seeds", "2", "--seed", "3"])
+    stored = json.loads((tmp_path / "results" / "rlhf.json").read_text())
+    assert stored["seeds"] == [3, 4] and stored["command"] == "python rlhf.py --seeds 2 --seed 3"
+    for seed, summary in zip(stored["seeds"], stored["runs"]):
+        folder = tmp_path / "out" / f"seed-{seed}"
+        assert summary == json.loads((folder / "summary.json").read_text())
+        assert "reward_model_accuracy" in summary and list(summary["methods"]) == NAMES
+        assert summary["over_optimisation"] and list(summary["rounds"]) == ["ppo", "dpo", "grpo", "dr_grpo"]
+        assert [point["n"] for point in summary["best_of_n"]] == [1, 2, 4, 8]
+        for name, method in summary["methods"].items():
+            policy = name not in ("greedy", "best_of_4")
+            assert method.keys() == {*MEASURED} | ({"entropy", "likeliest", "unasked"} if policy else set())
+            virtues = [method[virtue] for virtue in annotator.VIRTUES]
+            assert method["true_reward"] == pytest.approx(sum(virtues)) and all(0 <= v <= 1 for v in virtues)
+            if name in feedback.TUNED:
+                assert "score.weight" not in model.load(folder / name)[0]
+        assert (folder / "reward_kl.png").stat().st_size > 1000
+    assert "talk to one" in capsys.readouterr().out
+
+
+def test_a_human_is_asked_and_an_interrupted_session_goes_on(small, tmp_path, capsys, monkeypatch):
+    def session(keys):
+        monkeypatch.setattr("sys.stdin", io.StringIO(keys))
+        feedback.main(["--human", "--out", str(tmp_path / "out"), "--effort", "0.005"])
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    path = tmp_path / "out" / "comparisons.jsonl"
+    made = session("1x2=")  # and the input ends; x is no answer
+    assert len(made) == 2 and all(row.keys() == {"prompt", "chosen", "rejected"} for row in made)
+    assert "2 comparisons to learn from" in capsys.readouterr().out
+    again = session("2q")
+    assert again[:2] == made and len(again) == 3 and len({row["prompt"] for row in again}) == 3
+    model.load(tmp_path / "out" / "human")
+    assert bpe.load(tmp_path / "out" / "human" / "tokenizer.json").special
 
 
 def command(*arguments):
@@ -51,52 +113,15 @@ def command(*arguments):
     return subprocess.run(program, capture_output=True, text=True, env=environment, timeout=200)
 
 
-def test_the_whole_chain_in_seconds(base, tmp_path, capsys):
-    feedback.main(["--init", str(base), "--out", str(tmp_path / "out"), "--minutes", "0.1"])
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert 0 <= summary["reward_model_accuracy"] <= 1 and 0 <= summary["reward_model_accuracy_noisy"] <= 1
-    assert list(summary["methods"]) == ["ppo", "dpo", "grpo"]
-    assert summary.keys() == {*ALWAYS, "methods", "over_optimisation"} and summary["over_optimisation"]
-    assert all(point.keys() == {"kl", "proxy_reward", "true_reward"} for point in summary["over_optimisation"])
-    for name, method in summary["methods"].items():
-        low, high = method["win_rate_95"]
-        assert 0 <= low <= method["win_rate"] <= high <= 1 and method["seconds"] > 0 and method["answer_length"] >= 1
-        assert method.keys() == {*MEASURED} | ({"sampling_share"} if name != "dpo" else set())
-        assert name == "dpo" or 0 < method["sampling_share"] < 1
-        params, config = model.load(tmp_path / "out" / name)
-        assert "score.weight" not in params
-    assert (tmp_path / "out" / "overoptimisation.png").stat().st_size > 1000
-    assert "talk to one" in capsys.readouterr().out
-
-
-def test_a_human_is_asked_and_an_interrupted_session_goes_on(base, tmp_path, capsys, monkeypatch):
-    def session(keys):
-        monkeypatch.setattr("sys.stdin", io.StringIO(keys))
-        feedback.main(["--human", "--init", str(base), "--out", str(tmp_path / "out"), "--minutes", "0.05"])
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    path = tmp_path / "out" / "comparisons.jsonl"
-    made = session("1x2=")  # and the input ends; x is no answer
-    assert [c["chosen"] for c in made] == [0, 1, None]
-    assert all(len(c["answers"]) == len(c["tokens"]) == 2 for c in made)
-    assert "learned from 2 comparisons" in capsys.readouterr().out
-    with path.open("a") as file:
-        file.write('{"question": "cut off')
-    again = session("2q")
-    assert again[:3] == made and len(again) == 4 and len({c["question"] for c in again}) == 4
-    model.load(tmp_path / "out" / "human")
-    assert bpe.load(tmp_path / "out" / "human" / "tokenizer.json").special
-
-
-@pytest.mark.parametrize("bad", [["--minutes", "0"], ["--init", "nowhere"], ["--threads", "0"], ["--seed", "-1"]])
+@pytest.mark.parametrize("bad", [["--effort", "0"], ["--init", "nowhere"], ["--seeds", "0"], ["--comparisons", "x"]])
 def test_bad_input_is_one_sentence(bad, tmp_path):
     done = command(*bad, "--out", tmp_path / "out")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(base, tmp_path):
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    done = command("--init", base, "--out", tmp_path)
+    done = command("--out", tmp_path)
     assert done.returncode == 1 and "holds something already" in done.stderr
     assert os.listdir(tmp_path) == ["thesis.txt"]
