@@ -11,9 +11,9 @@ policy: far from it are answers that the reward model has never seen (Ziegler et
 PPO samples answers, and credits each token with how much it beat what a value head expected. GRPO samples several
 answers to a question, and judges each by the mean of all. DPO samples nothing: comparisons train π directly.
 
-    python rlhf.py                     the whole chain, from text to an assistant that was tuned in three ways
-    python rlhf.py --init runs/1       the same, from a model of train.py
-    python rlhf.py --human             compare the answers yourself
+    python rlhf.py                                        the whole chain, from text to an assistant tuned in four ways
+    python rlhf.py --human                                compare the answers yourself
+    python rlhf.py --init DIR --comparisons FILE.jsonl    a chat model, and preferences of your own, by DPO
 
 Shapes: batch answers, one a row, of at most time tokens with their questions. Losses are not averaged: one number for
 each token, answer or pair. Only log_p, values and r get gradients; other arguments are constants.
