@@ -15,7 +15,8 @@ DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
 def figure(path, rows=1, columns=1, size=(7, 4), legends=True, **how):
     """Yields the axes of a figure, as matplotlib's subplots returns them, and afterwards writes it, and its folder.
 
-    size: in inches. legends: each of the axes that has labels shows them, beside its data. Images have no grid.
+    size: in inches. legends: each of the axes that has labels shows them, beside its data. Images, and axes that are off,
+    have no grid.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ def figure(path, rows=1, columns=1, size=(7, 4), legends=True, **how):
         canvas = Figure(figsize=size, layout="constrained")
         yield (axes := canvas.subplots(rows, columns, **how))
         for each in np.ravel(axes):
-            if not each.images:
+            if each.axison and not each.images:
                 each.spines[["top", "right"]].set_visible(False)
                 each.grid(alpha=0.3)
             if legends and each.get_legend_handles_labels()[1]:

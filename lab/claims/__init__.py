@@ -9,8 +9,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.files import read_object
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FIGURES = os.path.join(ROOT, "figures")
+FIGURES, RESULTS = os.path.join(ROOT, "figures"), os.path.join(ROOT, "results")
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,9 @@ def title(claim):
 def picture_of(claim):
     """Where its picture is."""
     return os.path.join(FIGURES, f"{claim.__name__}.png")
+
+
+def stored(name):
+    """The result of a long experiment, results/NAME.json, or None."""
+    path = os.path.join(RESULTS, f"{name}.json")
+    return read_object(path) if os.path.exists(path) else None

@@ -72,10 +72,9 @@ def sub_words_and_bytes_know_every_word(seed=0):
                     axes.text(at + width / 2, -row, shown, ha="center", va="center", family="monospace", fontsize=9)
                     at += width
                 axes.text(at + 0.5, -row, f"{len(tokens)} tokens", va="center", fontsize=9)
-            axes.set_yticks([-row for row in range(len(made))], made)
-            axes.set(title="agotador, agotado, agotante, none of them seen before: only words lack them", xlim=(0, 85))
-            axes.set_xticks([])
-            axes.spines[:].set_visible(False)
+                axes.text(-1, -row, name, ha="right", va="center")
+            axes.set(title="agotador, agotado, agotante, none of them seen before: only words lack them", xlim=(-9, 85))
+            axes.set_axis_off()
 
     return Finding(share, f"{share:.0%} unknown for WordPiece, BPE and bytes", most=0, picture=picture, lines=(*lines,))
 
@@ -85,7 +84,7 @@ def coloured(tokens):
     return "|".join(f"\033[{30 if i % 3 else 97};{(44, 46, 43)[i % 3]}m{token}\033[0m" for i, token in enumerate(tokens))
 
 
-def a_larger_vocabulary_makes_shorter_texts(seed=0, sizes=(300, 500, 1000, 2000, 4000)):
+def a_larger_vocabulary_makes_shorter_texts(seed=0, sizes=(300, 500, 1000, 2000, 4000, 8000)):
     """The size of the vocabulary is a choice: a larger one needs fewer tokens for the same text."""
     pages = [topics[name] for name in np.random.default_rng(seed).permutation(sorted(topics))]
     seen, unseen, found = "\n".join(pages[::2]), "\n".join(pages[1::2]), {}
