@@ -23,7 +23,7 @@ class Finding:
     says: str  # the number in a few words
     least: float = -math.inf
     most: float = math.inf
-    picture: Callable | None = None  # path -> None, writes it
+    picture: Callable | str | None = None  # path -> None, writes it; or the name of a picture that is made elsewhere
     lines: tuple = ()  # further numbers, a line each
 
     @property
@@ -42,12 +42,20 @@ def title(claim):
     return claim.__name__.replace("_", " ")
 
 
-def picture_of(claim):
-    """Where its picture is."""
-    return os.path.join(FIGURES, f"{claim.__name__}.png")
+def picture_of(claim, finding):
+    """Where its picture is, or None."""
+    if finding.picture is None:
+        return None
+    return os.path.join(FIGURES, finding.picture if isinstance(finding.picture, str) else f"{claim.__name__}.png")
 
 
 def stored(name):
     """The result of a long experiment, results/NAME.json, or None."""
     path = os.path.join(RESULTS, f"{name}.json")
     return read_object(path) if os.path.exists(path) else None
+
+
+def spread(values, form=".0%"):
+    """The mean of what several seeds gave, and their range."""
+    mean = sum(values) / len(values)
+    return f"{mean:{form}}" if len(values) == 1 else f"{mean:{form}} ({min(values):{form}} to {max(values):{form}})"

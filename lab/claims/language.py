@@ -6,7 +6,7 @@ import model
 import train
 from architectures import sibling
 from attention import attention, causal, flash_attention, join_heads, query_or_key, split_heads
-from engine import np, to_numpy, xp
+from engine import np, rows_of, to_numpy, xp
 from layers import embedding, linear, linear_log_likelihood, rms_norm
 from optim import Optimizer, clip, warm_up_and_decay
 from posenc import alibi, learned
@@ -94,6 +94,17 @@ def ids_of(words):
     return [WORDS.index(word) for word in words]
 
 
+def fit(params, config, batch, steps, lr):
+    """Trains in place, on batch(step) -> inputs, targets, documents. Returns the loss of each step."""
+    optimizer, losses = Optimizer("muon", lr), []
+    for step in range(steps):
+        loss, grads, _ = train.gradient(params, config, rows_of(batch(step), slice(None)), observe=False)
+        clip(grads)
+        optimizer.step(params, grads, warm_up_and_decay(step / steps))
+        losses.append(loss)
+    return losses
+
+
 @lru_cache
 def trained(objective, seed=0, steps=300, context=32):
     """A small model, pre-trained by one of train.OBJECTIVES on such sentences. Returns params, config and its losses."""
@@ -101,13 +112,9 @@ def trained(objective, seed=0, steps=300, context=32):
     tokens = np.array(ids_of([word for _ in range(4000) for word in sentence_of(rng)]))
     sizes = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "feed_forward": 128, "context": context}
     config = sibling("llama3.2", len(WORDS), **sizes, causal=objective == "causal", rope_scaling=None)
-    params, optimizer, losses = model.init(config, seed), Optimizer("muon", 0.01), []
-    for step in range(steps):
-        batch = *map(xp.asarray, train.windows(tokens, objective, context, 16, rng, len(WORDS))), None
-        loss, grads, _ = train.gradient(params, config, batch, observe=False)
-        clip(grads)
-        optimizer.step(params, grads, warm_up_and_decay(step / steps))
-        losses.append(loss)
+    params = model.init(config, seed)
+    batch = lambda step: (*train.windows(tokens, objective, context, 16, rng, len(WORDS)), None)
+    losses = fit(params, config, batch, steps, 0.01)
     return params, config, losses
 
 
