@@ -64,7 +64,7 @@ ASIDE = "dicen todos , según mi abuela y todo el pueblo ,".split()
 
 
 @lru_cache
-def assistant(seed=0, steps=300, tuning=100, context=64, held=9):
+def assistant(seed=0, steps=300, tuning=100, context=64, held=9, rate=0.003):
     """A model that read facts about animals, and one tuned on conversations about most of them.
 
     Returns the share of right answers {"base" and "instruct": share}, to questions about the animals that were in no
@@ -89,8 +89,13 @@ def assistant(seed=0, steps=300, tuning=100, context=64, held=9):
     asks = lambda what, thing: {"role": "user", "content": f"di el {what} del {thing}"}
     answers = lambda *about: {"role": "assistant", "content": f"es {facts[about]}"}
     chats = [encode(tokenizer, [asks(*about), answers(*about)]) for about in facts if about[1] not in unseen]
-    batch = lambda step: pack([chats[i] for i in rng.permutation(len(chats))[:40]], context)
-    fit(params, config, batch, tuning, 0.003)
+
+    def batch(step):  # with text of the pre-training beside them, so that what was read there is not forgotten
+        inputs, targets, documents = pack([chats[i] for i in rng.permutation(len(chats))[:20]], context)
+        texts = train.windows(tokens, "causal", context, 8, rng, vocab)
+        return *map(np.concatenate, zip((inputs, targets), texts)), np.concatenate([documents, np.ones_like(texts[0])])
+
+    fit(params, config, batch, tuning, rate)
 
     def says(weights, about):
         ids = model.generate(weights, config, prompt(tokenizer, [asks(*about)]), 6)
