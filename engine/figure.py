@@ -15,8 +15,8 @@ DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
 def figure(path, rows=1, columns=1, size=(7, 4), legends=True, **how):
     """Yields the axes of a figure, as matplotlib's subplots returns them, and afterwards writes it, and its folder.
 
-    size: in inches. legends: each of the axes that has labels shows them, beside its data. Images, and axes that are off,
-    have no grid.
+    size: in inches. legends: each of the axes that has labels shows them, beside its data. Images have no
+    grid, nor have axes that are off.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -29,7 +29,11 @@ def backward_of(function):
         if isinstance(node, ast.FunctionDef) and node.name == "backward":
             return node
     last = function.body[-1]
-    if isinstance(last, ast.Return) and isinstance(last.value, ast.Tuple) and isinstance(last.value.elts[-1], ast.Lambda):
+    if (
+        isinstance(last, ast.Return)
+        and isinstance(last.value, ast.Tuple)
+        and isinstance(last.value.elts[-1], ast.Lambda)
+    ):
         return last.value.elts[-1]
     return None
 
@@ -51,10 +55,14 @@ def taken_out(text, name, forward=False):
     indent = " " * function.body[0].col_offset
     own = [node for node in function.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
     if forward:
-        rest = ["\n", *lines[backward.lineno - 1 :]] if isinstance(backward, ast.FunctionDef) else lines[last.end_lineno :]
+        rest = (
+            ["\n", *lines[backward.lineno - 1 :]] if isinstance(backward, ast.FunctionDef) else lines[last.end_lineno :]
+        )
         return "".join([*lines[: own[0].lineno - 1], f"{indent}{TODO}\n", *rest])
     if isinstance(backward, ast.FunctionDef):
-        body = [node for node in backward.body if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant)]
+        body = [
+            node for node in backward.body if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant)
+        ]
         start = lines[: backward.lineno] if body[0] is backward.body[0] else lines[: body[0].lineno - 1]
         return "".join([*start, f"{indent}    {TODO}\n", *lines[backward.end_lineno :]])
     value = ", ".join(map(ast.unparse, last.value.elts[:-1]))
@@ -68,9 +76,13 @@ def judges(module, name):
     """
     path = f"tests/test_{module}.py"
     text = read_text(os.path.join(ROOT, path))
-    tests = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    tests = [
+        node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
     called = re.compile(rf"\b{module}\.{name}\b|(?<![\w.]){name}\(")
-    naming = lambda node: any(called.search(ast.get_source_segment(text, part)) for part in [node, *node.decorator_list])
+    naming = lambda node: any(
+        called.search(ast.get_source_segment(text, part)) for part in [node, *node.decorator_list]
+    )
     return [f"{path}::{node.name}" for node in tests if naming(node)] or [path]
 
 

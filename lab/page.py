@@ -42,7 +42,11 @@ def data_uri(path):
 def shown(claim, finding, function):
     """What the page says of a claim."""
     path, (file, line, code) = picture_of(claim, finding), code_of(function)
-    bounds = [f"at {word} {bound:g}" for word, bound in (("least", finding.least), ("most", finding.most)) if abs(bound) < 1e300]
+    bounds = [
+        f"at {word} {bound:g}"
+        for word, bound in (("least", finding.least), ("most", finding.most))
+        if abs(bound) < 1e300
+    ]
     return {
         "name": claim.__name__,
         "sentence": sentence(claim),

@@ -5,38 +5,99 @@ import os
 import platform
 import tempfile
 
+import checkpoint
 from architectures import ARCHITECTURES, costs
 from engine.files import read_text, write_text
 from engine.threads import cores
 from lab.claims import RESULTS, ROOT, spread, stored
+from lab.claims.reasoning import rows_of
 from lab.pretrain import pretrain
 
 
 def machine():
-    """The machine in words."""
+    """This machine in words."""
     lines = read_text("/proc/cpuinfo").splitlines() if os.path.exists("/proc/cpuinfo") else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{cores()} cores of {names[0] if names else platform.processor() or platform.machine()}"
 
 
-def store(name, result):
-    os.makedirs(RESULTS, exist_ok=True)
-    write_text(os.path.join(RESULTS, f"{name}.json"), json.dumps(result, indent=1) + "\n")
-
-
 def measure_architectures(steps, seed, **sizes):
-    """A small sibling of each of the six, trained on Python's documentation: results/architectures.json."""
+    """A small sibling of each of the six, trained on Python's documentation: results/architectures.json.
+
+    sizes: of the siblings, as options of train.py.
+    """
     runs = {}
     for name in ARCHITECTURES:
-        with tempfile.TemporaryDirectory() as folder:
-            last = pretrain({"arch": name, "steps": steps, "seed": seed, "out": os.path.join(folder, "run")} | sizes)
-            logged = [json.loads(line) for line in read_text(os.path.join(folder, "run", "metrics.jsonl")).splitlines()]
-            config = json.loads(read_text(os.path.join(folder, "run", "config.json")))
+        with tempfile.TemporaryDirectory() as parent:
+            folder = os.path.join(parent, "run")
+            last = pretrain({"arch": name, "steps": steps, "seed": seed, "out": folder} | sizes)
+            logged = [json.loads(line) for line in read_text(os.path.join(folder, "metrics.jsonl")).splitlines()]
+            cost = costs(checkpoint.read_config(folder)[0])
         losses = [[line["step"], line["seconds"], line["val_loss"]] for line in logged if "val_loss" in line]
-        size = last.get("parameters") or sizes_of(config)
-        runs[name] = {"parameters": size[0], "active": size[1], "losses": losses} | {
-            key: last[key] for key in ("test_loss", "test_bits_per_byte")
-        }
+        tested = {key: last[key] for key in ("test_loss", "test_bits_per_byte")}
+        runs[name] = {"parameters": cost["parameters"], "active": cost["active"], "losses": losses} | tested
     command = f"python lecture.py --measure architectures --steps {steps}" + (f" --seed {seed}" if seed else "")
-    store("architectures", {"command": command, "machine": machine(), "seed": seed, "steps": steps, "runs": runs})
+    os.makedirs(RESULTS, exist_ok=True)
+    found = {"command": command, "machine": machine(), "seeds": [seed], "runs": runs}
+    write_text(os.path.join(RESULTS, "architectures.json"), json.dumps(found, indent=1) + "\n")
     print("results/architectures.json")
+
+
+def table(head, rows):
+    """Rows of cells as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def of_architectures(found):
+    head = "--arch", "parameters", "used a token", "seconds", "loss, nats a token", "bits per byte of the test text"
+    return table(head, [
+        (f"{name}", f"{run['parameters']:,}", f"{run['active']:,}", f"{run['losses'][-1][1]:.0f}",
+         f"{run['test_loss']:.3f}", f"{run['test_bits_per_byte']:.3f}")
+        for name, run in found["runs"].items()
+    ])  # fmt: skip
+
+
+def of_rlhf(found):
+    methods = {name: [run["methods"][name] for run in found["runs"]] for name in found["runs"][0]["methods"]}
+    shares = [key for key in ("useful", "honest", "safe", "win_rate", "win_rate_at_matched_length")]
+    cell = lambda runs, key, form: spread([run[key] for run in runs], form) if runs[0].get(key) is not None else ""
+    rows = [
+        (name, *(cell(runs, key, ".0%") for key in shares), cell(runs, "true_reward", ".2f"), cell(runs, "kl", ".1f"))
+        for name, runs in methods.items()
+    ]
+    return table(("", *(key.replace("_", " ") for key in shares), "true reward", "KL, nats an answer"), rows)
+
+
+def of_cot(found):
+    parts = []
+    for task in found["runs"][0]["tasks"]:
+        rows, difficulty = rows_of(task, found)
+        cells = [(way, *(spread(values) for values in zip(*runs))) for way, runs in rows.items()]
+        parts.append(table((f"{task}, of difficulty", *difficulty), cells))
+    return "\n\n".join(parts)
+
+
+TABLES = {
+    "architectures": ("The six, trained on the same text", of_architectures),
+    "rlhf": ("Human feedback", of_rlhf),
+    "cot": ("Steps before the answer", of_cot),
+}
+
+
+def text():
+    """What RESULTS.md says, from what is stored."""
+    parts = ["# Long results", "What takes longer than a reader waits: each table with its command, seeds and machine."]
+    for name, (title, of) in TABLES.items():
+        if found := stored(name):
+            seeds = ", ".join(map(str, found["seeds"]))
+            told = f"`{found['command']}`, seeds {seeds}, on {found['machine']}: [the file](results/{name}.json)."
+            parts += [f"## {title}", told, of(found)]
+    parts.append("Speeds and memory beside other libraries: [benchmarks/README.md](benchmarks/README.md).")
+    return "\n\n".join(parts) + "\n"
+
+
+def write():
+    """Writes RESULTS.md."""
+    write_text(os.path.join(ROOT, "RESULTS.md"), text())
+    print("RESULTS.md")

@@ -137,6 +137,18 @@ def test_of_many_experts_the_best_are_chosen(k, experts, seed):
     assert (np.sort(chosen) == np.sort(np.argsort(-to_numpy(scores))[:, :k])).all()
 
 
+@fast
+@given(experts_and_k, st.booleans(), seed)
+def test_the_gradients_of_the_router(sizes, normalise, seed):
+    (experts, k), x = sizes, normal(seed, 5, 4)
+
+    def routed(x, weight):
+        (_, gates, p), backward = moe.route(x, weight, k, normalise=normalise, scale=2.5)
+        return (gates, p), backward
+
+    check(routed, x, normal(seed + 1, experts, 4), seed=seed, tolerance=1e-5)
+
+
 def test_a_token_keeps_to_one_group_where_nothing_else_is_said():
     scores, x, weight = normal(0, 50, 12), normal(1, 50, 4), normal(2, 12, 4)
     assert (xp.sort(moe.choose(scores, 3, 4)) == xp.sort(moe.choose(scores, 3, 4, 1))).all()

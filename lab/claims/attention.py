@@ -43,7 +43,7 @@ def full_attention_is_quadratic(seed=0, sizes=(256, 512, 1024, 2048)):
     times = [1e3 * seconds(both_passes, attention, *random_qkv(seed, 1, 1, n), causal, times=2) for n in sizes]
     lines = [f"{n:6,} tokens  {pairs:10,} pairs {ms:8.1f} ms" for n, pairs, ms in zip(sizes, counts["full"], times)]
     says = f"n^{exponents['full']:.2f} pairs of a query and a key"
-    return Finding(exponents["full"], says, 1.95, 2.05, lines=(*lines,))
+    return Finding(exponents["full"], says, 1.95, 2.05, lines=lines)
 
 
 def sparse_attention_is_cheaper(seed=0, sizes=(512, 1024, 2048, 4096)):
@@ -53,7 +53,9 @@ def sparse_attention_is_cheaper(seed=0, sizes=(512, 1024, 2048, 4096)):
     worst = max(abs(exponents[name] - expected[GROWTH[name]]) for name in MASKS)
     lines = [f"pairs seen {''.join(f'{n:12,}' for n in sizes)}  tokens"]
     for name, count in counts.items():
-        lines.append(f"{name:10} {''.join(f'{c:12,}' for c in count)}  n^{exponents[name]:.2f}, in theory {GROWTH[name]}")
+        lines.append(
+            f"{name:10} {''.join(f'{c:12,}' for c in count)}  n^{exponents[name]:.2f}, in theory {GROWTH[name]}"
+        )
 
     def picture(path):
         with figure(path, size=(7.5, 3.6)) as axes:
@@ -65,14 +67,16 @@ def sparse_attention_is_cheaper(seed=0, sizes=(512, 1024, 2048, 4096)):
             axes.set(xlabel="tokens n", ylabel="pairs of a query and a key")
 
     says = ", ".join(f"{name} n^{e:.2f}" for name, e in exponents.items())
-    return Finding(worst, says, most=0.2, picture=picture, lines=(*lines,))
+    return Finding(worst, says, most=0.2, picture=picture, lines=lines)
 
 
 def sparse_patterns_are_fixed_windows_or_random(seed=0, n=64):
     """The subset is a fixed pattern, a window or drawn at random: still every token is reached, in a few layers."""
     masks = {"full": causal, "window, of 16 tokens": causal & window(16)}
     drawn = {kind: {"seed": seed} if kind == "bigbird" else {} for kind in PATTERNS}
-    masks |= {f"{kind}, blocks of 4": causal & sparse(kind, 4 - (kind == "window"), 4, **drawn[kind]) for kind in PATTERNS}
+    masks |= {
+        f"{kind}, blocks of 4": causal & sparse(kind, 4 - (kind == "window"), 4, **drawn[kind]) for kind in PATTERNS
+    }
     shares, layers = {}, {}
     for name, mask in masks.items():
         sees = to_numpy(mask.matrix(n, n)).astype(int)
@@ -87,10 +91,12 @@ def sparse_patterns_are_fixed_windows_or_random(seed=0, n=64):
                 axis.imshow(to_numpy(mask.matrix(n, n)), cmap="Blues", vmin=0, vmax=1.4)
                 axis.set(title=f"{name}: {shares[name]:.0%}", xlabel="key", ylabel="query")
                 axis.label_outer()
-            axes.flat[0].figure.suptitle("Who sees whom: blue is computed, the rest is never looked at", fontsize="medium")
+            axes.flat[0].figure.suptitle(
+                "Who sees whom: blue is computed, the rest is never looked at", fontsize="medium"
+            )
 
     lines = [f"{name:22} {shares[name]:4.0%} of the pairs, all tokens within {layers[name]} layers" for name in masks]
-    return Finding(most, f"every earlier token is reached within {most} layers", most=10, picture=picture, lines=(*lines,))
+    return Finding(most, f"every earlier token is reached within {most} layers", most=10, picture=picture, lines=lines)
 
 
 def sparse_attention_is_faster(seed=0, sizes=(2048, 4096, 8192)):
@@ -106,7 +112,7 @@ def sparse_attention_is_faster(seed=0, sizes=(2048, 4096, 8192)):
     for name, times in costs.items():
         lines.append(f"{name:10}{''.join(f'{ms:9.1f}' for ms in times)}  time n^{exponent(sizes, times):.2f}")
     says = f"{ratio:.1f} times as fast with a window over {sizes[-1]:,} tokens"
-    return Finding(ratio, says, least=1.5, lines=(*lines,))
+    return Finding(ratio, says, least=1.5, lines=lines)
 
 
 def flash_attention_is_exact(seed=0, n=777):
@@ -135,23 +141,31 @@ def tile_by_tile(path, seed, block=3):
         for i, (S, m, l, O) in enumerate(rows):
             for j, s in enumerate(S):
                 at = block * i + j
-                axes.add_patch(axes.figure.axes[0].barh(1, 1, left=at, color="C0", alpha=0.25, edgecolor="white").patches[0])
+                axes.add_patch(
+                    axes.figure.axes[0].barh(1, 1, left=at, color="C0", alpha=0.25, edgecolor="white").patches[0]
+                )
                 axes.text(at + 0.5, 1, f"{s:+.2f}", ha="center", va="center", fontsize=9)
             axes.text(block * (i + 0.5), 1.6, f"block {i + 1} of the keys", ha="center")
             axes.text(block * (i + 0.5), 0.1, f"m = {m:.2f}\nℓ = {l:.2f}\nO = {O:+.2f}", ha="center", va="center")
         axes.text(-0.1, 1, "scores S", ha="right", va="center")
         axes.text(-0.1, 0.1, "kept after it", ha="right", va="center")
-        axes.text(4.5, -0.75, f"O / ℓ = {rows[-1][3] / rows[-1][2]:+.3f}, and softmax(S) v = {p @ v[:, 0] / p.sum():+.3f}", ha="center")
+        axes.text(
+            4.5,
+            -0.75,
+            f"O / ℓ = {rows[-1][3] / rows[-1][2]:+.3f}, and softmax(S) v = {p @ v[:, 0] / p.sum():+.3f}",
+            ha="center",
+        )
         axes.set(title="One query of flash attention: three numbers stand for all the keys it has passed")
         axes.set(xlim=(-1.5, 9), ylim=(-1, 1.9))
         axes.set_axis_off()
 
 
-def flash_attention_needs_linear_memory(seed=0, lengths={"textbook": (1024, 2048, 4096), "flash": (4096, 8192, 16384)}):
+def flash_attention_needs_linear_memory(seed=0, sizes=(1024, 2048, 4096)):
     """Flash attention does O(n²) work in O(n) memory, as no matrix of all scores ever exists."""
     if xp is not np:
         return Finding(None, "measures time and memory of a CPU: set BACKEND=numpy; for a GPU see benchmarks/")
     ways, costs = {"textbook": lambda *qkv: attention(*qkv, causal), "flash": flash_attention}, {}
+    lengths = {"textbook": sizes, "flash": [4 * n for n in sizes]}
     for name, attend in ways.items():
         calls = [(both_passes, attend, *random_qkv(seed, 1, 1, n)) for n in lengths[name]]
         costs[name] = [(peak_bytes(*call) / 2**20, 1e3 * seconds(*call)) for call in calls]
@@ -159,21 +173,22 @@ def flash_attention_needs_linear_memory(seed=0, lengths={"textbook": (1024, 2048
     lines = ["forward and backward of a head of 32"]
     for name, cost in costs.items():
         cells = [f"{n:,} tokens {megabytes:.1f} MB, {ms:.0f} ms" for n, (megabytes, ms) in zip(lengths[name], cost)]
-        lines.append(f"{name:9} {'; '.join(cells)}: memory n^{memory[name]:.2f}, time n^{exponent(lengths[name], [ms for _, ms in cost]):.2f}")
+        growth = exponent(lengths[name], [ms for _, ms in cost])
+        lines.append(f"{name:9} {'; '.join(cells)}: memory n^{memory[name]:.2f}, time n^{growth:.2f}")
 
     def picture(path):
         with figure(path, size=(7, 3.2)) as axes:
             for name, cost in costs.items():
                 megabytes = [megabytes for megabytes, _ in cost]
                 axes.loglog(lengths[name], megabytes, marker="o", label=f"{name}: n^{memory[name]:.1f}")
-            sizes = sorted({n for some in lengths.values() for n in some})
-            axes.set_xticks(sizes, sizes)
+            every = sorted({n for some in lengths.values() for n in some})
+            axes.set_xticks(every, every)
             axes.minorticks_off()
             axes.set(title="The memory of flash attention grows with n, that of the textbook with n²")
             axes.set(xlabel="tokens n", ylabel="MB, forward and backward")
 
     says = f"memory n^{memory['flash']:.2f}, of the textbook n^{memory['textbook']:.2f}"
-    return Finding(memory["flash"], says, most=1.4, picture=picture, lines=(*lines,))
+    return Finding(memory["flash"], says, most=1.4, picture=picture, lines=lines)
 
 
 def flash_attention_moves_fewer_bytes(seed=0, n=4096, dim=64, shared=2**17):
@@ -228,7 +243,10 @@ def a_cache_gives_the_same_for_less(seed=0, n=256):
     error = max(float(abs(a - b).max()) for a, b in zip(with_cache(), without()))
     times = seconds(with_cache), seconds(without)
     saved = (n + 1) / 2
-    lines = f"largest difference {error:.0e}", f"{n} tokens one by one: {times[0]:.2f} s with the cache, {times[1]:.2f} s without"
+    lines = (
+        f"largest difference {error:.0e}",
+        f"{n} tokens one by one: {times[0]:.2f} s with the cache, {times[1]:.2f} s without",
+    )
 
     def picture(path):
         tokens = np.arange(1, n + 1)
@@ -270,4 +288,6 @@ def sharing_and_latents_make_the_cache_small(seed=0):
 
     least = min(every / kept for every, _, kept, _ in rows.values())
     most = max(every / kept for every, _, kept, _ in rows.values())
-    return Finding(least, f"{least:.0f} to {most:.0f} times fewer bytes than multi-head", least=4, picture=picture, lines=(*lines,))
+    return Finding(
+        least, f"{least:.0f} to {most:.0f} times fewer bytes than multi-head", least=4, picture=picture, lines=lines
+    )

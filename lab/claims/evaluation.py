@@ -47,7 +47,7 @@ def blind_votes_become_ratings(seed=0):
             axes.set(title="LMArena: votes tell who is better, and how sure that is", xlabel="rating, on Elo's scale")
 
     says = f"in another order ratings move by {moved:.0e} points, Elo's by {elo_moved:.0f}"
-    return Finding(moved, says, most=1e-3, picture=picture, lines=(*lines,))
+    return Finding(moved, says, most=1e-3, picture=picture, lines=lines)
 
 
 def a_puzzle_is_solved_exactly_or_not(seed=0):
@@ -65,9 +65,12 @@ def a_puzzle_is_solved_exactly_or_not(seed=0):
 
     scores, wrong = (score_arc(sample("arc"), answers)[0] for answers in (solve, almost))
     found, nearly = scores["in two attempts"][0], wrong["in two attempts"][0]
-    lines = [f"two rules {name}: {value:.2f}, 95 % interval {low:.2f} to {high:.2f}" for name, (value, low, high) in scores.items()]
+    lines = [
+        f"two rules {name}: {value:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+        for name, (value, low, high) in scores.items()
+    ]
     says = f"two simple rules solve {found:.0%} of the samples, with one wrong cell {nearly:.0%}"
-    return Finding(found - nearly, says, least=0.3, picture=puzzle, lines=(*lines,))
+    return Finding(found - nearly, says, least=0.3, picture=puzzle, lines=lines)
 
 
 def puzzle(path):
@@ -85,7 +88,7 @@ def puzzle(path):
 
 
 def a_model_should_know_what_it_knows(seed=0, n=2500):
-    """Humanity's Last Exam: beside the accuracy of its answers it measures whether a model is as often right as sure."""
+    """Humanity's Last Exam: beside accuracy it measures whether a model is as often right as it is sure."""
     rng = np.random.default_rng(seed)
     true = rng.beta(1, 2, n)  # how likely it is that an answer is right
     told, right = {"says what it knows": true, "is too sure": true**0.25}, rng.random(n) < true
@@ -106,7 +109,7 @@ def a_model_should_know_what_it_knows(seed=0, n=2500):
             axes.set(ylabel="how often right")
 
     says = f"calibration error {errors['says what it knows']:.2f}, of one that is too sure {errors['is too sure']:.2f}"
-    return Finding(errors["is too sure"] - errors["says what it knows"], says, least=0.2, picture=picture, lines=(*lines,))
+    return Finding(errors["is too sure"] - errors["says what it knows"], says, least=0.2, picture=picture, lines=lines)
 
 
 def damaged(solution, rng):
@@ -131,7 +134,8 @@ def programs_are_judged_by_their_tests(seed=0):
     lines = [f"pass@{k}: {measures[f'pass@{k}'][0]:.2f}, of 10 programs of {len(items)} problems" for k in (1, 5, 10)]
     mean = float(np.mean([item["c"] / item["n"] for item in items]))
     bias = max(
-        abs(np.mean([pass_at_k(10, c, 3) for c in rng.binomial(10, p, 20_000)]) - (1 - (1 - p) ** 3)) for p in (0.1, 0.3, 0.6)
+        abs(np.mean([pass_at_k(10, c, 3) for c in rng.binomial(10, p, 20_000)]) - (1 - (1 - p) ** 3))
+        for p in (0.1, 0.3, 0.6)
     )
 
     def picture(path):
@@ -145,7 +149,7 @@ def programs_are_judged_by_their_tests(seed=0):
             axes.set(title="HumanEval: with more tries more problems are solved", xlabel="k programs", ylabel="pass@k")
 
     says = f"pass@1 {mean:.2f}, pass@10 {measures['pass@10'][0]:.2f}; pass@3 is off by {bias:.3f} on average"
-    return Finding(float(bias), says, most=0.02, picture=picture, lines=(*lines,))
+    return Finding(float(bias), says, most=0.02, picture=picture, lines=lines)
 
 
 def hostile_programs_fail(seed=0):
@@ -154,4 +158,9 @@ def hostile_programs_fail(seed=0):
         return Finding(None, "no program can be run apart on this system")
     verdicts = {what: run_program(text, seconds=1.0) for what, text in HOSTILE.items()}
     lines = [f"a program that {what}: {'passes' if passed else 'fails'}" for what, passed in verdicts.items()]
-    return Finding(sum(verdicts.values()), f"{sum(verdicts.values())} of {len(verdicts)} hostile programs pass", most=0, lines=(*lines,))
+    return Finding(
+        sum(verdicts.values()),
+        f"{sum(verdicts.values())} of {len(verdicts)} hostile programs pass",
+        most=0,
+        lines=lines,
+    )

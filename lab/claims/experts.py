@@ -82,7 +82,9 @@ def balancing_spreads_the_load(seed=0):
             bars.set(xlabel="expert, busiest first", ylabel="tokens / even share")
             lines.set(title="The busiest expert, in training", xlabel="step", ylabel="tokens / even share")
 
-    return Finding(busiest, f"the busiest has {busiest:.2f} times an even share", most=1.7, picture=picture, lines=(*lines,))
+    return Finding(
+        busiest, f"the busiest has {busiest:.2f} times an even share", most=1.7, picture=picture, lines=lines
+    )
 
 
 def more_experts_cost_a_token_no_more(seed=0, counts=(2, 4, 8, 16, 32), times=3):
@@ -113,5 +115,6 @@ def more_experts_cost_a_token_no_more(seed=0, counts=(2, 4, 8, 16, 32), times=3)
             axes.set(title="More experts: a larger model, and the same cost of a token")
             axes.set(xlabel="experts in the layer (a dense layer as large)", ylabel="operations of a token")
 
-    return Finding(saved, f"{saved:.0f} times fewer operations, {rows[-1][4] / rows[-1][3]:.1f} times as fast, at {counts[-1]} experts",
-                   least=10, picture=picture, lines=(*lines,))  # fmt: skip
+    faster = rows[-1][4] / rows[-1][3]
+    says = f"{saved:.0f} times fewer operations, {faster:.1f} times as fast, at {counts[-1]} experts"
+    return Finding(saved, says, least=10, picture=picture, lines=lines)

@@ -47,7 +47,7 @@ def one_layer(params, tokens, targets, bias):
 
 def next_tokens_loss(kind, trained, length, steps, seed, vocab=16, dim=64):
     """The loss at each position of a text `length` long, of a model with "learned" positions or "ALiBi" that was
-    trained on texts of `trained` tokens. In these nine of ten tokens are told by the last but one, so that order counts.
+    trained on texts of `trained` tokens. In these the last but one tells nine of ten tokens: order counts.
     """
     rng = np.random.default_rng(seed)
     rule = rng.permutation(vocab)
@@ -87,7 +87,14 @@ def sentence_of(rng):
     noun, other = rng.choice(NOUNS), rng.choice(NOUNS)
     article = lambda of: "mi" if rng.random() < 0.4 else ("el", "la")[GENDERS[of]]
     between = ["que", rng.choice(VERBS), "a", article(other), other] if rng.random() < 0.7 else []
-    return [article(noun), noun, *between, "está", ADJECTIVES[2 * rng.integers(len(ADJECTIVES) // 2) + GENDERS[noun]], "."]
+    return [
+        article(noun),
+        noun,
+        *between,
+        "está",
+        ADJECTIVES[2 * rng.integers(len(ADJECTIVES) // 2) + GENDERS[noun]],
+        ".",
+    ]
 
 
 def ids_of(words):
@@ -107,7 +114,7 @@ def fit(params, config, batch, steps, lr):
 
 @lru_cache
 def trained(objective, seed=0, steps=300, context=32):
-    """A small model, pre-trained by one of train.OBJECTIVES on such sentences. Returns params, config and its losses."""
+    """A small model, pre-trained by one of train.OBJECTIVES on such sentences. Returns params, config and losses."""
     rng = np.random.default_rng(seed)
     tokens = np.array(ids_of([word for _ in range(4000) for word in sentence_of(rng)]))
     sizes = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "feed_forward": 128, "context": context}
@@ -127,6 +134,9 @@ def attention_weights(params, config, ids, layer):
         x, _ = model.block(x, blocks[i], config, options[i])
     x, _ = rms_norm(x, blocks[layer]["input_layernorm"]["weight"], config.rms_norm_eps)
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
-    q, k = (query_or_key(x, blocks[layer]["self_attn"], n, h, options[layer], config.rms_norm_eps)[0] for n, h in heads.items())
+    q, k = (
+        query_or_key(x, blocks[layer]["self_attn"], n, h, options[layer], config.rms_norm_eps)[0]
+        for n, h in heads.items()
+    )
     values = xp.broadcast_to(xp.eye(len(ids), dtype=x.dtype), (1, k.shape[1], len(ids), len(ids)))
     return to_numpy(attention(q, k, values, causal)[0][0])

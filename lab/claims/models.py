@@ -7,9 +7,9 @@ from dataclasses import replace
 import checkpoint
 import model
 from architectures import ARCHITECTURES, costs, sibling
-from engine import np, to_numpy, xp
+from engine import np, xp
 from engine.figure import COLOURS, figure
-from lab.claims import ROOT, Finding, stored
+from lab.claims import Finding, stored
 from optim import Optimizer
 
 SIZES = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "feed_forward": 64, "context": 24}
@@ -46,13 +46,18 @@ def the_window_holds_prompt_and_answer(seed=0):
 
     def picture(path):
         with figure(path, size=(7, 1.5)) as axes:
-            for start, size, name, colour, hatch in ((0, prompt, "prompt", COLOURS[0], ""), (prompt, fits, "answer", COLOURS[4], "//")):
+            for start, size, name, colour, hatch in (
+                (0, prompt, "prompt", COLOURS[0], ""),
+                (prompt, fits, "answer", COLOURS[4], "//"),
+            ):
                 axes.barh(0, size, left=start, color=colour, alpha=0.4, hatch=hatch, edgecolor="white")
                 axes.text(start + size / 2, 0, f"{name}, {size} tokens", ha="center", va="center")
             axes.set(title=f"A context window of {window} tokens: prompt + answer", xlim=(0, window))
             axes.set_axis_off()
 
-    return Finding(prompt + fits - window, f"{prompt} of the prompt + at most {fits} of the answer = {window}", 0, 0, picture)
+    return Finding(
+        prompt + fits - window, f"{prompt} of the prompt + at most {fits} of the answer = {window}", 0, 0, picture
+    )
 
 
 def an_open_model_is_a_folder(seed=0):
@@ -65,7 +70,7 @@ def an_open_model_is_a_folder(seed=0):
         loaded, same = model.load(folder)
     error = float(abs(model.forward(params, config, tokens)[0] - model.forward(loaded, same, tokens)[0]).max())
     lines = [f"{name:20} {size:9,} bytes" for name, size in files.items()]
-    return Finding(error, f"loaded, it computes logits that differ by {error:.0e}", most=1e-6, lines=(*lines,))
+    return Finding(error, f"loaded, it computes logits that differ by {error:.0e}", most=1e-6, lines=lines)
 
 
 def an_open_model_can_be_tuned(seed=0, steps=30):
@@ -110,15 +115,23 @@ def the_six_use_what_they_need(seed=0):
 
     def picture(path):
         with figure(path, size=(7.5, 3.2)) as axes:
-            for i, (name, row) in enumerate(rows.items()):
+            for i, row in enumerate(rows.values()):
                 axes.barh(i, row["parameters"], color="C5", alpha=0.6, label="in all" if not i else None)
                 axes.barh(i, row["active"], 0.4, color="C0", label="used a token" if not i else None)
-                axes.text(row["parameters"] * 1.1, i, f"{row['active'] / row['parameters']:.0%}", va="center", fontsize=9)
+                axes.text(
+                    row["parameters"] * 1.1, i, f"{row['active'] / row['parameters']:.0%}", va="center", fontsize=9
+                )
             axes.set_yticks(range(len(rows)), rows)
             axes.set(title="The larger the model, the smaller the part that computes a token")
             axes.set(xscale="log", xlim=(5e8, 4e12), ylim=(5.6, -0.6), xlabel="parameters")
 
-    return Finding(share, f"Kimi K2 uses {share:.1%} of {rows['kimi-k2']['parameters']:,}", most=0.1, picture=picture, lines=(*lines,))
+    return Finding(
+        share,
+        f"Kimi K2 uses {share:.1%} of {rows['kimi-k2']['parameters']:,}",
+        most=0.1,
+        picture=picture,
+        lines=lines,
+    )
 
 
 def one_model_is_all_six(seed=0):
@@ -132,7 +145,9 @@ def one_model_is_all_six(seed=0):
         losses[name] = model.loss(model.init(config, seed), config, tokens[:, :-1], tokens[:, 1:])[0]
     error = max(abs(loss - float(np.log(100))) for loss in losses.values())
     lines = [f"{name:12} {loss:.2f} nats a token" for name, loss in losses.items()]
-    return Finding(error, f"untrained, all six are as unsure as log 100 = 4.61 nats, to {error:.2f}", most=0.3, lines=(*lines,))
+    return Finding(
+        error, f"untrained, all six are as unsure as log 100 = 4.61 nats, to {error:.2f}", most=0.3, lines=lines
+    )
 
 
 def the_six_learn_from_the_same_text(seed=0):
@@ -144,7 +159,9 @@ def the_six_learn_from_the_same_text(seed=0):
     last = {name: run["test_loss"] for name, run in runs.items()}
     first = {name: run["losses"][0][2] for name, run in runs.items()}
     lines = [f"{found['command']}: {found['machine']}"]
-    lines += [f"{n:12} {run['parameters']:10,} parameters, {run['test_loss']:.3f} nats a token" for n, run in runs.items()]
+    lines += [
+        f"{n:12} {run['parameters']:10,} parameters, {run['test_loss']:.3f} nats a token" for n, run in runs.items()
+    ]
 
     def picture(path):
         with figure(path, size=(7.5, 3.6)) as axes:
@@ -156,4 +173,4 @@ def the_six_learn_from_the_same_text(seed=0):
 
     fell = min(first[name] - last[name] for name in runs)
     says = ", ".join(f"{name} {loss:.2f}" for name, loss in last.items()) + " nats a token"
-    return Finding(fell, says, least=1, picture=picture, lines=(*lines,))
+    return Finding(fell, says, least=1, picture=picture, lines=lines)

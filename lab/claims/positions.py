@@ -10,7 +10,7 @@ from posenc import alibi, alibi_slopes, pair_frequencies, rope, rope_frequencies
 
 
 def counting_grows_and_sinusoidal_does_not(seed=0, length=512):
-    """1, 2, 3, … N grows far beyond embeddings, whose components are about 1; sinusoidal values stay within -1 and 1."""
+    """1, 2, 3, … N grows far beyond embeddings, whose components are about 1; sinusoids stay within -1 and 1."""
     dim = 2 * int(np.random.default_rng(seed).integers(32, 256))
     positions = xp.arange(length)
     pe = sinusoidal(positions, dim, dtype=xp.float64)
@@ -27,11 +27,11 @@ def counting_grows_and_sinusoidal_does_not(seed=0, length=512):
             axes.set(xlabel="component i of the embedding", ylabel="position p of the token")
 
     says = f"largest value {largest:.0f}, against {length} when counted"
-    return Finding(largest, says, most=1, picture=picture, lines=(*lines,))
+    return Finding(largest, says, most=1, picture=picture, lines=lines)
 
 
 def a_shift_is_one_linear_map(seed=0, length=512):
-    """One linear map, a rotation, takes PE[p] to PE[p + k] for every p: this is how relative positions can be learned."""
+    """One linear map, a rotation, takes PE[p] to PE[p + k] for every p: so relative positions can be learned."""
     rng = np.random.default_rng(seed)
     dim, shift = 2 * int(rng.integers(16, 128)), int(rng.integers(1, 100))
     pe = sinusoidal(xp.arange(length), dim, dtype=xp.float64)
@@ -100,12 +100,14 @@ def alibi_is_a_straight_line(seed=0):
     def picture(path):
         with figure(path, size=(7.5, 3.2)) as axes:
             for head, line in enumerate(to_numpy(alibi(8)(xp.array([[4999]]), xp.arange(5000)[None]))[:, 0, ::-1]):
-                axes.semilogx(range(1, 5001), math.e**line, "-", color=str(head / 10), label=f"slope 2$^{{-{head + 1}}}$")
+                axes.semilogx(
+                    range(1, 5001), math.e**line, "-", color=str(head / 10), label=f"slope 2$^{{-{head + 1}}}$"
+                )
             axes.set(title="ALiBi: each of 8 heads sees as far as its slope lets it", xlim=(1, 5000))
             axes.set(xlabel="distance", ylabel="attention is multiplied by")
 
     says = f"the biases of {heads} heads are straight to {error:.0e}"
-    return Finding(error, says, most=1e-12, picture=picture, lines=(*lines,))
+    return Finding(error, says, most=1e-12, picture=picture, lines=lines)
 
 
 def alibi_goes_on_where_learned_positions_fail(seed=0, trained=32, steps=300):
@@ -135,7 +137,10 @@ def rope_is_stretched_at_its_slow_pairs(seed=0):
     speeds = {kind: rope_frequencies(64, 500_000.0, {"rope_type": kind, **scaling}) for kind in kinds}
     slower = {kind: to_numpy(speeds["default"][0] / speed) for kind, (speed, _) in speeds.items()}
     error = max(abs(slower[kind][[0, -1]] - [1, 32]).max() for kind in ("llama3", "yarn"))
-    lines = ["wavelengths, in tokens, of pairs of a Llama 3.2 1B head", f"pair      {''.join(f'{j:11}' for j in pairs)}"]
+    lines = [
+        "wavelengths, in tokens, of pairs of a Llama 3.2 1B head",
+        f"pair      {''.join(f'{j:11}' for j in pairs)}",
+    ]
     for kind, (speed, _) in speeds.items():
         lines.append(f"{kind:10}" + "".join(f"{2 * math.pi / float(speed[j]):11,.0f}" for j in pairs))
     lines.append(f"yarn also multiplies cos and sin by {speeds['yarn'][1]:.3f}")
@@ -147,5 +152,7 @@ def rope_is_stretched_at_its_slow_pairs(seed=0):
             axes.set(title="Stretched 32 times: fast pairs stay, slow pairs turn 32 times as slowly")
             axes.set(xlabel="pair, from fast to slow", ylabel="times as slow")
 
-    says = f"the fastest pair {slower['llama3'][0]:.0f} and the slowest {slower['llama3'][-1]:.0f} times as slow (llama3)"
-    return Finding(float(error), says, most=1e-6, picture=picture, lines=(*lines,))
+    says = (
+        f"the fastest pair {slower['llama3'][0]:.0f} and the slowest {slower['llama3'][-1]:.0f} times as slow (llama3)"
+    )
+    return Finding(float(error), says, most=1e-6, picture=picture, lines=lines)

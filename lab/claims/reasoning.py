@@ -27,7 +27,7 @@ def steps_before_the_answer_solve_more(seed=0):
     for way, runs in rows.items():
         lines.append(f"{way:12}" + "".join(f"{sum(values) / len(values):6.0%}" for values in zip(*runs)))
     says = f"{difficulty[-1]} swaps: in steps {spread(last['cot'])}, at once {spread(last['direct'])}"
-    return Finding(sum(last["cot"]) / len(last["cot"]) - others, says, least=0.3, picture="cot.png", lines=(*lines,))
+    return Finding(sum(last["cot"]) / len(last["cot"]) - others, says, least=0.3, picture="cot.png", lines=lines)
 
 
 def harder_problems_defeat_a_quick_answer(seed=0):

@@ -76,12 +76,14 @@ def sub_words_and_bytes_know_every_word(seed=0):
             axes.set(title="agotador, agotado, agotante, none of them seen before: only words lack them", xlim=(-9, 85))
             axes.set_axis_off()
 
-    return Finding(share, f"{share:.0%} unknown for WordPiece, BPE and bytes", most=0, picture=picture, lines=(*lines,))
+    return Finding(share, f"{share:.0%} unknown for WordPiece, BPE and bytes", most=0, picture=picture, lines=lines)
 
 
 def coloured(tokens):
     """Tokens apart by bars, and in a terminal by the colour behind them."""
-    return "|".join(f"\033[{30 if i % 3 else 97};{(44, 46, 43)[i % 3]}m{token}\033[0m" for i, token in enumerate(tokens))
+    return "|".join(
+        f"\033[{30 if i % 3 else 97};{(44, 46, 43)[i % 3]}m{token}\033[0m" for i, token in enumerate(tokens)
+    )
 
 
 def a_larger_vocabulary_makes_shorter_texts(seed=0, sizes=(300, 500, 1000, 2000, 4000, 8000)):
@@ -104,7 +106,7 @@ def a_larger_vocabulary_makes_shorter_texts(seed=0, sizes=(300, 500, 1000, 2000,
             axes.set(ylabel="tokens per word of new text", ylim=(0, None))
 
     says = f"{ratio:.2f} times as many tokens with {sizes[0]} as with {sizes[-1]:,}"
-    return Finding(ratio, says, least=1.2, picture=picture, lines=(*lines,))
+    return Finding(ratio, says, least=1.2, picture=picture, lines=lines)
 
 
 def special_tokens_are_no_text(seed=0):

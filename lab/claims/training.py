@@ -57,14 +57,15 @@ def a_gap_is_filled_from_both_sides(seed=0, asked=200):
 
 # ------------------------------------------------------------------------------------------ instruct
 
-THINGS = """gato perro pato lobo oso zorro ratón caballo burro toro pez loro búho cuervo ciervo mono tigre león sapo topo
-    erizo pavo gallo cisne buey conejo halcón delfín pulpo camello canguro koala lince castor tejón bisonte""".split()
+THINGS = """gato perro pato lobo oso zorro ratón caballo burro toro pez loro búho cuervo ciervo mono tigre león sapo
+    topo erizo pavo gallo cisne buey conejo halcón delfín pulpo camello canguro koala lince castor tejón
+    bisonte""".split()
 TOLD = {"color": "rojo azul verde blanco negro gris".split(), "lugar": "bosque río monte pueblo campo mar".split()}
 ASIDE = "dicen todos , según mi abuela y todo el pueblo ,".split()
 
 
 @lru_cache
-def assistant(seed=0, steps=300, tuning=100, context=64, held=9, rate=0.003):
+def assistant(seed=0, steps=400, tuning=200, context=64, held=9):
     """A model that read facts about animals, and one tuned on conversations about most of them.
 
     Returns the share of right answers {"base" and "instruct": share}, to questions about the animals that were in no
@@ -75,7 +76,8 @@ def assistant(seed=0, steps=300, tuning=100, context=64, held=9, rate=0.003):
     asides = [ASIDE[a:b] for a, b in rng.integers(0, len(ASIDE), (4000, 2))]  # some are empty
     about = [list(facts)[i] for i in rng.integers(0, len(facts), 4000)]
     text = " ".join(
-        " ".join(["el", what, "del", thing, *aside, "es", facts[what, thing], "."]) for (what, thing), aside in zip(about, asides)
+        " ".join(["el", what, "del", thing, *aside, "es", facts[what, thing], "."])
+        for (what, thing), aside in zip(about, asides)
     )
     special = (*train.SPECIAL, IM_START, "<|im_end|>")
     tokenizer = bpe.train(text + " user assistant di el" * 50, 600, special=special)
@@ -95,7 +97,7 @@ def assistant(seed=0, steps=300, tuning=100, context=64, held=9, rate=0.003):
         texts = train.windows(tokens, "causal", context, 8, rng, vocab)
         return *map(np.concatenate, zip((inputs, targets), texts)), np.concatenate([documents, np.ones_like(texts[0])])
 
-    fit(params, config, batch, tuning, rate)
+    fit(params, config, batch, tuning, 0.003)
 
     def says(weights, about):
         ids = model.generate(weights, config, prompt(tokenizer, [asks(*about)]), 6)
@@ -110,7 +112,7 @@ def assistant(seed=0, steps=300, tuning=100, context=64, held=9, rate=0.003):
 
 
 def an_instruct_model_follows_instructions(seed=0):
-    """Fine-tuned on conversations, a model follows instructions that were in none of them; before, it only continued."""
+    """Fine-tuned on conversations, a model follows instructions that were in none of them; before, it just goes on."""
     share, (question, before, after, right) = assistant(seed)
     says = f"{share['instruct']:.0%} of new questions answered, {share['base']:.0%} before"
     lines = f"user       {question}", f"base       {before}", f"instruct   {after}   (right: {right})"
@@ -118,7 +120,7 @@ def an_instruct_model_follows_instructions(seed=0):
 
 
 def only_the_answer_is_learned(seed=0):
-    """A conversation is one text in which special tokens say who speaks; the loss counts the assistant's words alone."""
+    """A conversation is one text in which special tokens say who speaks; the loss counts the assistant's alone."""
     tokenizer = bpe.train("di el color del gato es rojo user assistant " * 9, 300, special=[IM_START, "<|im_end|>"])
     answer = f"es {TOLD['color'][seed % 6]}"
     chat = [{"role": "user", "content": "di el color del gato"}, {"role": "assistant", "content": answer}]
@@ -136,16 +138,19 @@ MISSING = Finding(None, "not measured here: python rlhf.py --seeds 3")
 
 
 def more(virtue):
-    """How much more of a virtue the answers have after tuning: of PPO, DPO and GRPO the least, on average over seeds."""
+    """How much more of a virtue the answers have after tuning: the least of PPO, DPO and GRPO, as a mean over seeds."""
     found = stored("rlhf")
     if found is None:
         return MISSING
     methods = {name: [run["methods"][name][virtue] for run in found["runs"]] for name in ("instruct", *TUNED)}
-    gains = [sum(a - b for a, b in zip(methods[name], methods["instruct"])) / len(found["runs"]) for name in ("ppo", "dpo", "grpo")]
+    gains = [
+        sum(a - b for a, b in zip(methods[name], methods["instruct"])) / len(found["runs"])
+        for name in ("ppo", "dpo", "grpo")
+    ]
     lines = [f"{found['command']}: {found['machine']}, seeds {', '.join(map(str, found['seeds']))}"]
     lines += [f"{TUNED.get(name, name):10} {spread(values)}" for name, values in methods.items()]
     says = f"{virtue}: {spread(methods['instruct'])} before, PPO {spread(methods['ppo'])}"
-    return Finding(min(gains), says, least=0.01, picture="rlhf.png", lines=(*lines,))
+    return Finding(min(gains), says, least=0.01, picture="rlhf.png", lines=lines)
 
 
 def feedback_makes_answers_more_useful(seed=0):
@@ -175,7 +180,10 @@ def tuned_answers_win(seed=0):
     """The tuned model's answers are preferred to those before, also among answers of the same length."""
     if (found := stored("rlhf")) is None:
         return MISSING
-    wins = {name: [run["methods"][name]["win_rate_at_matched_length"] for run in found["runs"]] for name in ("ppo", "dpo", "grpo")}
+    wins = {
+        name: [run["methods"][name]["win_rate_at_matched_length"] for run in found["runs"]]
+        for name in ("ppo", "dpo", "grpo")
+    }
     least = min(sum(values) / len(values) for values in wins.values())
     says = ", ".join(f"{TUNED[name]} {spread(values)}" for name, values in wins.items()) + " at matched length"
     return Finding(least, says, least=0.5)
