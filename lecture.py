@@ -50,7 +50,7 @@ SLIDES = {
         "model.py layers.py mtp.py",
         {
             models.a_model_is_autoregressive: model_py.transformer,
-            models.the_window_holds_prompt_and_answer: model_py.generate,
+            models.the_window_holds_prompt_and_answer: model_py.generate_batch,
         },
         ["p(x_1 … x_n) = ∏_t p(x_t | x_1 … x_{t-1})"],
     ),

@@ -14,7 +14,7 @@ CLOSING = {"(": ")", "[": "]", "⟨": "⟩", "{": "}"}
 def mathml(text):
     """The formula as a math element."""
     tokens = [token for token in TOKEN.findall(text) if token.strip()]
-    return f"<math>{row(tokens, None)}</math>"
+    return f'<math displaystyle="true">{row(tokens, None)}</math>'
 
 
 def row(tokens, end):
@@ -59,5 +59,6 @@ def atom(tokens):
         return inside if token == "{" else f"<mrow><mo>{token}</mo>{inside}<mo>{CLOSING[token]}</mo></mrow>"
     if token[0].isdigit():
         return f"<mn>{token}</mn>"
-    kind = "mi" if token[0].isalpha() and token not in "Σ∏" else "mo"
-    return f"<{kind}>{escape(token)}</{kind}>"
+    if token[0].isalpha() and token not in "Σ∏":
+        return f"<mi>{token}</mi>"
+    return f'<mo stretchy="false">{escape(token)}</mo>'

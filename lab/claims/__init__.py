@@ -55,6 +55,11 @@ def stored(name):
     return read_object(path) if os.path.exists(path) else None
 
 
+def tiny(error):
+    """A difference that may be none at all."""
+    return f"{error:.0e}" if error else "0"
+
+
 def spread(values, form=".0%"):
     """The mean of what several seeds gave, and their range."""
     mean = sum(values) / len(values)

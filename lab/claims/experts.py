@@ -75,7 +75,7 @@ def balancing_spreads_the_load(seed=0):
         with figure(path, 1, 2, (12, 3.4)) as (bars, lines):
             for i, (way, (_, loads, busiest)) in enumerate(results.items()):
                 places = np.arange(EXPERTS) + 1 + 0.27 * (i - 1)
-                bars.bar(places, loads, 0.25, label=way, hatch=("", "//", "..")[i], edgecolor="white")
+                bars.bar(places, loads, 0.25, label=f"balanced by\n{way}", hatch=("", "//", "..")[i], edgecolor="white")
                 lines.plot(busiest, linewidth=0.9)
             bars.axhline(1, color="grey", linewidth=0.8)
             bars.set(title="Load of the experts: balanced, each gets about the same")
@@ -109,11 +109,11 @@ def more_experts_cost_a_token_no_more(seed=0, counts=(2, 4, 8, 16, 32), times=3)
     def picture(path):
         with figure(path, size=(7, 3.2)) as axes:
             for name, column in (f"{CHOSEN} experts a token", 1), ("dense", 2):
-                axes.loglog(counts, [row[column] for row in rows], marker="o", label=name)
+                axes.semilogx(counts, [row[column] / 1e6 for row in rows], marker="o", label=name)
             axes.set_xticks(counts, counts)
             axes.minorticks_off()
             axes.set(title="More experts: a larger model, and the same cost of a token")
-            axes.set(xlabel="experts in the layer (a dense layer as large)", ylabel="operations of a token")
+            axes.set(xlabel="experts in the layer (a dense layer as large)", ylabel="million operations a token")
 
     faster = rows[-1][4] / rows[-1][3]
     says = f"{saved:.0f} times fewer operations, {faster:.1f} times as fast, at {counts[-1]} experts"

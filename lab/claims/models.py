@@ -9,7 +9,7 @@ import model
 from architectures import ARCHITECTURES, costs, sibling
 from engine import np, xp
 from engine.figure import COLOURS, figure
-from lab.claims import Finding, stored
+from lab.claims import Finding, stored, tiny
 from optim import Optimizer
 
 SIZES = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "feed_forward": 64, "context": 24}
@@ -30,7 +30,7 @@ def a_model_is_autoregressive(seed=0):
         other = tokens.copy()
         other[0, at:] = rng.integers(0, 100, 20 - at)
         changed = max(changed, float(abs(model.forward(params, config, xp.asarray(other))[0] - logits)[:, :at].max()))
-    return Finding(changed, f"other tokens later change the earlier logits by {changed:.0e}", most=1e-5)
+    return Finding(changed, f"other tokens later change the earlier logits by {tiny(changed)}", most=1e-5)
 
 
 def the_window_holds_prompt_and_answer(seed=0):
@@ -70,7 +70,7 @@ def an_open_model_is_a_folder(seed=0):
         loaded, same = model.load(folder)
     error = float(abs(model.forward(params, config, tokens)[0] - model.forward(loaded, same, tokens)[0]).max())
     lines = [f"{name:20} {size:9,} bytes" for name, size in files.items()]
-    return Finding(error, f"loaded, it computes logits that differ by {error:.0e}", most=1e-6, lines=lines)
+    return Finding(error, f"loaded, it computes logits that differ by {tiny(error)}", most=1e-6, lines=lines)
 
 
 def an_open_model_can_be_tuned(seed=0, steps=30):
@@ -92,12 +92,11 @@ def a_large_model_needs_machines_of_its_own(seed=0):
 
     def picture(path):
         with figure(path, size=(7.5, 2.8)) as axes:
-            axes.barh([*bytes_of], [*bytes_of.values()], color="C0", alpha=0.7)
-            for row, size in enumerate(bytes_of.values()):
-                axes.text(size * 1.1, row, f"{size:,.1f} GiB", va="center", fontsize=9)
+            names = [f"{name}: {size:,.1f} GiB" for name, size in bytes_of.items()]
+            axes.barh(names, [*bytes_of.values()], color="C0", alpha=0.7)
             axes.axvline(16, color="C1", linestyle="--")
-            axes.text(17, -0.75, "a laptop of 16 GiB", color="C1", va="center", fontsize=9)
-            axes.set(title="Three of the six fit into a laptop", xscale="log", xlim=(1, 20_000), ylim=(5.5, -1.1))
+            axes.text(18, 1, "a laptop of 16 GiB", color="C1", va="center", fontsize=9)
+            axes.set(title="Three of the six fit into a laptop", xscale="log", xlim=(1, 4000), ylim=(5.5, -0.6))
             axes.set(xlabel="memory of the weights in bfloat16, GiB")
 
     largest = max(bytes_of.values())
