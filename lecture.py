@@ -180,7 +180,8 @@ SLIDES = {
         "cot.py",
         {
             reasoning.steps_before_the_answer_solve_more: cot.train,
-            reasoning.harder_problems_defeat_a_quick_answer: cot.sample,
+            reasoning.a_quick_answer_is_for_easy_problems: cot.reward,
+            reasoning.harder_problems_take_longer: cot.sample,
         },
     ),
 }
@@ -202,7 +203,7 @@ class Settings:
 
 
 def main(argv=None):
-    from lab import exercises, page, results, show
+    from lab import exercises, page, show, tables
 
     s = cli.settings(Settings, argv, "The lecture's claims, measured.")
     if s.exercises:
@@ -210,9 +211,9 @@ def main(argv=None):
     if s.exercise:
         return exercises.write(s.exercise, s.forward)
     if s.measure:
-        return results.measure_architectures(s.steps, s.seed)
+        return tables.measure_architectures(s.steps, s.seed)
     if s.results:
-        return results.write()
+        return tables.write()
     found = show.run(SLIDES, s.slide, s.seed)
     if s.page:
         page.write(SLIDES, found, s.slide)

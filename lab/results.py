@@ -1,103 +1,58 @@
-"""Long experiments: what they store under results/, and the tables that RESULTS.md shows of it."""
+"""Results that take longer than a reader waits: stored under results/, with the command, seeds and machine that they
+come from.
+"""
 
 import json
 import os
 import platform
-import tempfile
 
-import checkpoint
-from architectures import ARCHITECTURES, costs
-from engine.files import read_text, write_text
+import numpy as np
+
+from engine.files import read_object, replace, write_text
 from engine.threads import cores
-from lab.claims import RESULTS, ROOT, spread, stored
-from lab.claims.reasoning import rows_of
-from lab.pretrain import pretrain
+
+FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results")
 
 
 def machine():
-    """This machine in words."""
-    lines = read_text("/proc/cpuinfo").splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{cores()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+    """What it was measured on, a text."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+            name = names[0] if names else name
+    return f"{cores()} cores, {name}, Python {platform.python_version()}, NumPy {np.__version__}"
 
 
-def measure_architectures(steps, seed, **sizes):
-    """A small sibling of each of the six, trained on Python's documentation: results/architectures.json.
-
-    sizes: of the siblings, as options of train.py.
-    """
-    runs = {}
-    for name in ARCHITECTURES:
-        with tempfile.TemporaryDirectory() as parent:
-            folder = os.path.join(parent, "run")
-            last = pretrain({"arch": name, "steps": steps, "seed": seed, "out": folder} | sizes)
-            logged = [json.loads(line) for line in read_text(os.path.join(folder, "metrics.jsonl")).splitlines()]
-            cost = costs(checkpoint.read_config(folder)[0])
-        losses = [[line["step"], line["seconds"], line["val_loss"]] for line in logged if "val_loss" in line]
-        tested = {key: last[key] for key in ("test_loss", "test_bits_per_byte")}
-        runs[name] = {"parameters": cost["parameters"], "active": cost["active"], "losses": losses} | tested
-    command = f"python lecture.py --measure architectures --steps {steps}" + (f" --seed {seed}" if seed else "")
-    os.makedirs(RESULTS, exist_ok=True)
-    found = {"command": command, "machine": machine(), "seeds": [seed], "runs": runs}
-    write_text(os.path.join(RESULTS, "architectures.json"), json.dumps(found, indent=1) + "\n")
-    print("results/architectures.json")
+def store(name, command, runs):
+    """Writes results/NAME.json. runs: the summaries of some seeds, {"seed", …} each."""
+    stored = {"command": command, "machine": machine(), "seeds": [run["seed"] for run in runs], "runs": runs}
+    os.makedirs(FOLDER, exist_ok=True)
+    path = os.path.join(FOLDER, f"{name}.json")
+    replace(path, lambda new: write_text(new, json.dumps(stored, indent=1) + "\n"))
+    print(f"\nstored: {os.path.relpath(path)}")
 
 
-def table(head, rows):
-    """Rows of cells as Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def stored(name):
+    """What `store` wrote, or None."""
+    path = os.path.join(FOLDER, f"{name}.json")
+    return read_object(path) if os.path.exists(path) else None
 
 
-def of_architectures(found):
-    head = "--arch", "parameters", "used a token", "seconds", "loss, nats a token", "bits per byte of the test text"
-    return table(head, [
-        (f"{name}", f"{run['parameters']:,}", f"{run['active']:,}", f"{run['losses'][-1][1]:.0f}",
-         f"{run['test_loss']:.3f}", f"{run['test_bits_per_byte']:.3f}")
-        for name, run in found["runs"].items()
-    ])  # fmt: skip
+def mean(values):
+    """Of the values that are there, or None."""
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else None
 
 
-def of_rlhf(found):
-    methods = {name: [run["methods"][name] for run in found["runs"]] for name in found["runs"][0]["methods"]}
-    shares = [key for key in ("useful", "honest", "safe", "win_rate", "win_rate_at_matched_length")]
-    cell = lambda runs, key, form: spread([run[key] for run in runs], form) if runs[0].get(key) is not None else ""
-    rows = [
-        (name, *(cell(runs, key, ".0%") for key in shares), cell(runs, "true_reward", ".2f"), cell(runs, "kl", ".1f"))
-        for name, runs in methods.items()
-    ]
-    return table(("", *(key.replace("_", " ") for key in shares), "true reward", "KL, nats an answer"), rows)
+def percent(value):
+    return "none" if value is None else f"{value:.0%}"
 
 
-def of_cot(found):
-    parts = []
-    for task in found["runs"][0]["tasks"]:
-        rows, difficulty = rows_of(task, found)
-        cells = [(way, *(spread(values) for values in zip(*runs))) for way, runs in rows.items()]
-        parts.append(table((f"{task}, of difficulty", *difficulty), cells))
-    return "\n\n".join(parts)
-
-
-TABLES = {
-    "architectures": ("The six, trained on the same text", of_architectures),
-    "rlhf": ("Human feedback", of_rlhf),
-    "cot": ("Steps before the answer", of_cot),
-}
-
-
-def text():
-    """What RESULTS.md says, from what is stored."""
-    parts = ["# Long results", "What takes longer than a reader waits: each table with its command, seeds and machine."]
-    for name, (title, of) in TABLES.items():
-        if found := stored(name):
-            seeds = ", ".join(map(str, found["seeds"]))
-            told = f"`{found['command']}`, seeds {seeds}, on {found['machine']}: [the file](results/{name}.json)."
-            parts += [f"## {title}", told, of(found)]
-    parts.append("Speeds and memory beside other libraries: [benchmarks/README.md](benchmarks/README.md).")
-    return "\n\n".join(parts) + "\n"
-
-
-def write():
-    """Writes RESULTS.md."""
-    write_text(os.path.join(ROOT, "RESULTS.md"), text())
-    print("RESULTS.md")
+def spread(values, form="{:.2f}"):
+    """The mean and, of several, the range: "0.52 (0.50-0.55)"."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "none"
+    shown = form.format(mean(values))
+    return shown if len(values) == 1 else f"{shown} ({form.format(min(values))}-{form.format(max(values))})"

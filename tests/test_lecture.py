@@ -11,7 +11,7 @@ import pytest
 
 import lecture
 from engine import np, xp
-from lab import claims, formulas, page, results, show
+from lab import claims, formulas, page, results, show, tables
 from lab.claims import Finding, attention, evaluation, experts, language, reasoning, tokenizer, training
 
 ROOT = Path(__file__).parents[1]
@@ -126,13 +126,13 @@ def rlhf_result(gain, seeds=(0, 1)):
 def cot_result(last):
     task = {"difficulty": [1, 24], "direct": [0.9, 0.1], "direct_deep": [0.9, 0.2], "filler": [0.9, 0.1]}
     tasks = {"permutations": task | {"cot": [1.0, last], "chance": [0.5, 0.01]}}
-    return {"command": "python cot.py", "machine": "a machine", "seeds": [0], "runs": [{"tasks": tasks}]}
+    run = {"tasks": tasks, "thinking_budget": {"difficulty": [2, 20], "needed": [15, 200 * last]}}
+    return {"command": "python cot.py", "machine": "a machine", "seeds": [0], "runs": [run]}
 
 
 @pytest.fixture
 def results_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "RESULTS", str(tmp_path))
-    monkeypatch.setattr(results, "RESULTS", str(tmp_path))
+    monkeypatch.setattr(results, "FOLDER", str(tmp_path))
     return tmp_path
 
 
@@ -149,31 +149,32 @@ def test_human_feedback_is_read_from_its_results(results_folder):
     for gain, holds in (0.3, True), (-0.1, False):
         (results_folder / "rlhf.json").write_text(json.dumps(rlhf_result(gain)))
         assert [claim(0).holds for claim in HUMAN] == [holds] * len(HUMAN)
-    assert "| ppo | 80% " in results.of_rlhf(rlhf_result(0.3))
+    assert "| ppo | 0.80 " in tables.of_rlhf(rlhf_result(0.3))
 
 
 def test_reasoning_is_read_from_its_results(results_folder):
-    for last, holds in (0.98, True), (0.3, False):
+    for last, holds in (0.98, True), (0.1, False):
         (results_folder / "cot.json").write_text(json.dumps(cot_result(last)))
         assert reasoning.steps_before_the_answer_solve_more(0).holds is holds
-    assert reasoning.harder_problems_defeat_a_quick_answer(0).holds
-    assert "| cot | 100% | 30% |" in results.text()
+        assert reasoning.harder_problems_take_longer(0).holds is holds
+    assert reasoning.a_quick_answer_is_for_easy_problems(0).holds
+    assert "| cot | 100% | 10% |" in tables.text()
 
 
 def test_the_six_are_measured_and_read(results_folder, monkeypatch, capsys):
     tiny = {"layers": 2, "hidden": 32, "heads": 2, "vocab": 300, "batch": 2, "context": 32}
-    monkeypatch.setattr(results, "ARCHITECTURES", ["qwen3", "kimi-k2"])
+    monkeypatch.setattr(tables, "ARCHITECTURES", ["qwen3", "kimi-k2"])
     text = results_folder / "text.txt"
     text.write_text("once upon a time " * 500)
-    results.measure_architectures(3, 0, data=[str(text)], **tiny)
+    tables.measure_architectures(3, 0, data=[str(text)], **tiny)
     found = lecture.models.the_six_learn_from_the_same_text(0)
     assert found.number is not None and "kimi-k2" in found.says
-    assert "--measure architectures --steps 3" in results.text()
+    assert "--measure architectures --steps 3" in tables.text()
 
 
 def test_the_long_tables_are_those_of_the_stored_results():
     if (ROOT / "RESULTS.md").exists():
-        assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == results.text()
+        assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == tables.text()
 
 
 # --- table, page, command line ---

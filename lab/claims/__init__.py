@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.files import read_object
+from lab.results import spread
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FIGURES, RESULTS = os.path.join(ROOT, "figures"), os.path.join(ROOT, "results")
+FIGURES = os.path.join(ROOT, "figures")
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,11 @@ def picture_of(claim, finding):
     return os.path.join(FIGURES, finding.picture if isinstance(finding.picture, str) else f"{claim.__name__}.png")
 
 
-def stored(name):
-    """The result of a long experiment, results/NAME.json, or None."""
-    path = os.path.join(RESULTS, f"{name}.json")
-    return read_object(path) if os.path.exists(path) else None
-
-
 def tiny(error):
     """A difference that may be none at all."""
     return f"{error:.0e}" if error else "0"
 
 
-def spread(values, form=".0%"):
-    """The mean of what several seeds gave, and their range."""
-    mean = sum(values) / len(values)
-    return f"{mean:{form}}" if len(values) == 1 else f"{mean:{form}} ({min(values):{form}} to {max(values):{form}})"
+def shares(values):
+    """Shares of several seeds, in per cent: their mean and range."""
+    return spread(values, "{:.0%}")

@@ -9,7 +9,8 @@ import model
 from architectures import ARCHITECTURES, costs, sibling
 from engine import np, xp
 from engine.figure import COLOURS, figure
-from lab.claims import Finding, stored, tiny
+from lab.claims import Finding, tiny
+from lab.results import stored
 from optim import Optimizer
 
 SIZES = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "feed_forward": 64, "context": 24}
@@ -154,7 +155,8 @@ def the_six_learn_from_the_same_text(seed=0):
     found = stored("architectures")
     if found is None:
         return Finding(None, "not measured here: python lecture.py --measure architectures")
-    runs = found["runs"]
+    (run,) = found["runs"]
+    runs = run["architectures"]
     last = {name: run["test_loss"] for name, run in runs.items()}
     first = {name: run["losses"][0][2] for name, run in runs.items()}
     lines = [f"{found['command']}: {found['machine']}"]

@@ -1,6 +1,7 @@
 """Razonamiento: steps before the answer, and how long a problem takes. Long experiments, whose results are stored."""
 
-from lab.claims import Finding, spread, stored
+from lab.claims import Finding, shares
+from lab.results import mean, spread, stored
 
 MISSING = Finding(None, "not measured here: python cot.py --seeds 3")
 
@@ -22,20 +23,32 @@ def steps_before_the_answer_solve_more(seed=0):
         return MISSING
     rows, difficulty = rows_of("permutations", found)
     last = {way: [accuracies[-1] for accuracies in runs] for way, runs in rows.items()}
-    others = max(sum(values) / len(values) for way, values in last.items() if way != "cot")
+    others = max(mean(values) for way, values in last.items() if way != "cot")
     lines = [told(found), f"{'swaps':12}" + "".join(f"{d:6}" for d in difficulty)]
     for way, runs in rows.items():
-        lines.append(f"{way:12}" + "".join(f"{sum(values) / len(values):6.0%}" for values in zip(*runs)))
-    says = f"{difficulty[-1]} swaps: in steps {spread(last['cot'])}, at once {spread(last['direct'])}"
-    return Finding(sum(last["cot"]) / len(last["cot"]) - others, says, least=0.3, picture="cot.png", lines=lines)
+        lines.append(f"{way:12}" + "".join(f"{mean(values):6.0%}" for values in zip(*runs)))
+    says = f"{difficulty[-1]} swaps: in steps {shares(last['cot'])}, at once {shares(last['direct'])}"
+    return Finding(mean(last["cot"]) - others, says, least=0.3, picture="cot.png", lines=lines)
 
 
-def harder_problems_defeat_a_quick_answer(seed=0):
-    """The harder the problem, the longer one has to think: a quick answer is right for the easiest ones only."""
+def a_quick_answer_is_for_easy_problems(seed=0):
+    """Without steps, only the easiest problems are solved: an answer at once has no room for more."""
     if (found := stored("cot")) is None:
         return MISSING
     rows, difficulty = rows_of("permutations", found)
     falls = [run[0] - run[-1] for run in rows["direct"]]
     first, last = ([run[at] for run in rows["direct"]] for at in (0, -1))
-    says = f"at once: {spread(first)} with {difficulty[0]} swaps, {spread(last)} with {difficulty[-1]}"
-    return Finding(min(falls), says, least=0.2, picture="thinking_budget.png", lines=(told(found),))
+    says = f"at once: {shares(first)} with {difficulty[0]} swaps, {shares(last)} with {difficulty[-1]}"
+    return Finding(min(falls), says, least=0.2, lines=[told(found)])
+
+
+def harder_problems_take_longer(seed=0):
+    """As for people, a harder problem takes longer: more tokens of thinking are needed before the answer is right."""
+    if (found := stored("cot")) is None:
+        return MISSING
+    budgets = [run["thinking_budget"] for run in found["runs"]]
+    first, last = ([budget["needed"][at] for budget in budgets] for at in (0, -1))
+    easy, hard = (budgets[0]["difficulty"][at] for at in (0, -1))
+    says = f"{spread(first, '{:.0f}')} tokens for {easy} swaps, {spread(last, '{:.0f}')} for {hard}"
+    longer = min(b - a for a, b in zip(first, last))
+    return Finding(longer, says, least=20, picture="thinking_budget.png", lines=[told(found)])

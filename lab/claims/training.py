@@ -11,8 +11,9 @@ from architectures import sibling
 from engine import np, xp
 from engine.figure import figure
 from finetune import IM_START, encode, end_token, pack, prompt
-from lab.claims import Finding, spread, stored
+from lab.claims import Finding, shares
 from lab.claims.language import GENDERS, WORDS, fit, ids_of, sentence_of, trained
+from lab.results import mean, spread, stored
 
 
 def pictured(objective, seed):
@@ -143,10 +144,7 @@ def more(virtue):
     if found is None:
         return MISSING
     methods = {name: [run["methods"][name][virtue] for run in found["runs"]] for name in ("instruct", *TUNED)}
-    gains = [
-        sum(a - b for a, b in zip(methods[name], methods["instruct"])) / len(found["runs"])
-        for name in ("ppo", "dpo", "grpo")
-    ]
+    gains = [mean(methods[name]) - mean(methods["instruct"]) for name in ("ppo", "dpo", "grpo")]
     lines = [f"{found['command']}: {found['machine']}, seeds {', '.join(map(str, found['seeds']))}"]
     lines += [f"{TUNED.get(name, name):10} {spread(values)}" for name, values in methods.items()]
     says = f"{virtue}: {spread(methods['instruct'])} before, PPO {spread(methods['ppo'])}"
@@ -173,7 +171,7 @@ def a_reward_model_learns_what_people_prefer(seed=0):
     if (found := stored("rlhf")) is None:
         return MISSING
     values = [run["reward_model_accuracy"] for run in found["runs"]]
-    return Finding(min(values), f"agrees with {spread(values)} of held-out comparisons", least=0.7)
+    return Finding(min(values), f"agrees with {shares(values)} of held-out comparisons", least=0.7)
 
 
 def tuned_answers_win(seed=0):
@@ -184,6 +182,6 @@ def tuned_answers_win(seed=0):
         name: [run["methods"][name]["win_rate_at_matched_length"] for run in found["runs"]]
         for name in ("ppo", "dpo", "grpo")
     }
-    least = min(sum(values) / len(values) for values in wins.values())
-    says = ", ".join(f"{TUNED[name]} {spread(values)}" for name, values in wins.items()) + " at matched length"
+    least = min(mean(values) for values in wins.values())
+    says = ", ".join(f"{TUNED[name]} {shares(values)}" for name, values in wins.items()) + " at matched length"
     return Finding(least, says, least=0.5)
