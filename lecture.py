@@ -198,7 +198,7 @@ class Settings:
     exercise: str | None = option(None, "write an exercise, such as layers.rms_norm", metavar="FILE.FUNCTION")
     forward: bool = option(False, "of --exercise: take out the forward pass, not the backward pass")
     measure: str | None = option(None, "a long experiment, stored under results/", choices=["architectures"])
-    steps: int = option(400, "of --measure: steps of each training", least=1)
+    steps: int | None = option(None, "of --measure: so many steps of each training, instead of a minute", least=1)
     results: bool = option(False, "write RESULTS.md from the stored results")
 
 

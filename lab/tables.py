@@ -14,21 +14,22 @@ from lab.results import spread, store, stored
 
 
 def measure_architectures(steps, seed, **sizes):
-    """A small sibling of each of the six, trained on Python's documentation: results/architectures.json.
-
-    sizes: of the siblings, as options of train.py.
+    """A small sibling of each of the six, trained on Python's documentation for a minute, or so many steps:
+    results/architectures.json. sizes: of the siblings, as options of train.py.
     """
-    runs = {}
+    runs, limit = {}, {"steps": steps} if steps else {"minutes": 1.0}
     for name in ARCHITECTURES:
         with tempfile.TemporaryDirectory() as parent:
             folder = os.path.join(parent, "run")
-            last = pretrain({"arch": name, "steps": steps, "seed": seed, "out": folder} | sizes)
+            last = pretrain({"arch": name, "seed": seed, "out": folder} | limit | sizes)
             logged = [json.loads(line) for line in read_text(os.path.join(folder, "metrics.jsonl")).splitlines()]
             cost = costs(checkpoint.read_config(folder)[0])
         losses = [[line["step"], line["seconds"], line["val_loss"]] for line in logged if "val_loss" in line]
         tested = {key: last[key] for key in ("test_loss", "test_bits_per_byte")}
         runs[name] = {"parameters": cost["parameters"], "active": cost["active"], "losses": losses} | tested
-    command = f"python lecture.py --measure architectures --steps {steps}" + (f" --seed {seed}" if seed else "")
+    command = "python lecture.py --measure architectures" + "".join(
+        f" --{name} {value}" for name, value in (("steps", steps), ("seed", seed)) if value
+    )
     store("architectures", command, [{"seed": seed, "architectures": runs}])
 
 

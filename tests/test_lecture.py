@@ -168,7 +168,7 @@ def test_the_six_are_measured_and_read(results_folder, monkeypatch, capsys):
     text.write_text("once upon a time " * 500)
     tables.measure_architectures(3, 0, data=[str(text)], **tiny)
     found = lecture.models.the_six_learn_from_the_same_text(0)
-    assert found.number is not None and "kimi-k2" in found.says
+    assert found.number is not None and "kimi-k2" in found.lines[2]
     assert "--measure architectures --steps 3" in tables.text()
 
 
