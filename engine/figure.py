@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from engine.backend import np
 
-# Colours that colour-blind people tell apart (Okabe & Ito 2008), from dark to light, so that they differ in grey print;
-# lines differ in their dashes, too.
+# The palette of Okabe and Ito, which colour-blind people tell apart; in grey print its first colours differ, and
+# lines have dashes of their own.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
 

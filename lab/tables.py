@@ -7,7 +7,7 @@ import tempfile
 import checkpoint
 from architectures import ARCHITECTURES, costs
 from engine.files import read_text, write_text
-from lab.claims import ROOT, shares
+from lab.claims import shares
 from lab.claims.reasoning import rows_of
 from lab.pretrain import pretrain
 from lab.results import spread, store, stored
@@ -87,5 +87,5 @@ def text():
 
 def write():
     """Writes RESULTS.md."""
-    write_text(os.path.join(ROOT, "RESULTS.md"), text())
+    write_text("RESULTS.md", text())
     print("RESULTS.md")
