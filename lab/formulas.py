@@ -56,7 +56,11 @@ def atom(tokens):
         return f"<msqrt>{atom(tokens)}</msqrt>"
     if token in CLOSING:
         inside = row(tokens, CLOSING[token])
-        return inside if token == "{" else f"<mrow><mo>{token}</mo>{inside}<mo>{CLOSING[token]}</mo></mrow>"
+        if token == "{":
+            return inside
+        grows = "true" if "<mfrac>" in inside else "false"
+        left, right = (f'<mo stretchy="{grows}">{bracket}</mo>' for bracket in (token, CLOSING[token]))
+        return f"<mrow>{left}{inside}{right}</mrow>"
     if token[0].isdigit():
         return f"<mn>{token}</mn>"
     if token[0].isalpha() and token not in "Σ∏":
