@@ -17,10 +17,14 @@ def source(module):
     return read_text(os.path.join(ROOT, f"{module}.py"))
 
 
+def functions(text):
+    """{name: FunctionDef} of a file's text."""
+    return {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+
+
 def passes(module):
-    """{name: its FunctionDef} of the functions of a file that return a backward pass of their own, in their order."""
-    tree = ast.parse(source(module))
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef) and backward_of(node)}
+    """Those functions of a file that return a backward pass of their own."""
+    return {name: node for name, node in functions(source(module)).items() if backward_of(node)}
 
 
 def backward_of(function):
@@ -28,14 +32,14 @@ def backward_of(function):
     for node in function.body:
         if isinstance(node, ast.FunctionDef) and node.name == "backward":
             return node
-    last = function.body[-1]
-    if (
-        isinstance(last, ast.Return)
-        and isinstance(last.value, ast.Tuple)
-        and isinstance(last.value.elts[-1], ast.Lambda)
-    ):
-        return last.value.elts[-1]
-    return None
+    value = getattr(function.body[-1], "value", None)
+    is_pair = isinstance(value, ast.Tuple) and isinstance(value.elts[-1], ast.Lambda)
+    return value.elts[-1] if is_pair else None
+
+
+def begins(function):
+    """The line, from 0, in which a function's body begins, behind its docstring."""
+    return function.body[ast.get_docstring(function) is not None].lineno - 1
 
 
 def all_exercises(slides):
@@ -50,24 +54,19 @@ def all_exercises(slides):
 
 def taken_out(text, name, forward=False):
     """The text of a file without the body of a function's backward pass; forward: without what comes before it."""
-    function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    function = functions(text)[name]
     lines, backward, last = text.splitlines(keepends=True), backward_of(function), function.body[-1]
-    indent = " " * function.body[0].col_offset
-    own = [node for node in function.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+    indent, whole = " " * function.body[0].col_offset, isinstance(backward, ast.FunctionDef)
     if forward:
-        rest = (
-            ["\n", *lines[backward.lineno - 1 :]] if isinstance(backward, ast.FunctionDef) else lines[last.end_lineno :]
-        )
-        return "".join([*lines[: own[0].lineno - 1], f"{indent}{TODO}\n", *rest])
-    if isinstance(backward, ast.FunctionDef):
-        body = [
-            node for node in backward.body if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant)
-        ]
-        start = lines[: backward.lineno] if body[0] is backward.body[0] else lines[: body[0].lineno - 1]
-        return "".join([*start, f"{indent}    {TODO}\n", *lines[backward.end_lineno :]])
-    value = ", ".join(map(ast.unparse, last.value.elts[:-1]))
-    made = [f"\n{indent}def backward({ast.unparse(backward.args)}):\n", f"{indent}    {TODO}\n\n"]
-    return "".join([*lines[: last.lineno - 1], *made, f"{indent}return {value}, backward\n", *lines[last.end_lineno :]])
+        rest = ["\n", *lines[backward.lineno - 1 :]] if whole else lines[last.end_lineno :]
+        changed = [*lines[: begins(function)], f"{indent}{TODO}\n", *rest]
+    elif whole:
+        changed = [*lines[: begins(backward)], f"{indent}    {TODO}\n", *lines[backward.end_lineno :]]
+    else:  # the lambda becomes a function
+        made = f"\n{indent}def backward({ast.unparse(backward.args)}):\n{indent}    {TODO}\n\n"
+        value = ", ".join(map(ast.unparse, last.value.elts[:-1]))
+        changed = [*lines[: last.lineno - 1], made, f"{indent}return {value}, backward\n", *lines[last.end_lineno :]]
+    return "".join(changed)
 
 
 def judges(module, name):
@@ -76,14 +75,10 @@ def judges(module, name):
     """
     path = f"tests/test_{module}.py"
     text = read_text(os.path.join(ROOT, path))
-    tests = [
-        node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    ]
     called = re.compile(rf"\b{module}\.{name}\b|(?<![\w.]){name}\(")
-    naming = lambda node: any(
-        called.search(ast.get_source_segment(text, part)) for part in [node, *node.decorator_list]
-    )
-    return [f"{path}::{node.name}" for node in tests if naming(node)] or [path]
+    of = lambda test: [ast.get_source_segment(text, part) for part in (test, *test.decorator_list)]
+    tests = {test: of(node) for test, node in functions(text).items() if test.startswith("test_")}
+    return [f"{path}::{test}" for test, parts in tests.items() if any(map(called.search, parts))] or [path]
 
 
 def write(exercise, forward=False):
@@ -93,9 +88,9 @@ def write(exercise, forward=False):
     refuse(not known, f"there is no exercise {exercise}: python lecture.py --exercises lists them")
     path = os.path.join(FOLDER, f"{module}.py")
     old = read_text(path) if os.path.exists(path) else source(module)
-    found = [n for n in ast.parse(old).body if isinstance(n, ast.FunctionDef) and n.name == name]
-    untouched = found and ast.unparse(found[0]) == ast.unparse(passes(module)[name])
-    refuse(not untouched, f"{path} has your own {name} already: remove that file to begin again")
+    own = functions(old).get(name)
+    touched = own is None or ast.unparse(own) != ast.unparse(passes(module)[name])
+    refuse(touched, f"{path} has your own {name} already: remove that file to begin again")
     os.makedirs(FOLDER, exist_ok=True)
     write_text(path, taken_out(old, name, forward))
     print(f"{path}: write the {'forward' if forward else 'backward'} pass of {name}. What judges it:\n")

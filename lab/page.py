@@ -5,7 +5,6 @@ script.
 import base64
 import inspect
 import os
-import sys
 
 from engine.files import write_text
 from lab.claims import ROOT, picture_of, sentence
@@ -93,5 +92,5 @@ def write(slides, found, chosen=None):
     try:
         write_text("lecture.html", html(slides, found, command))
     except ModuleNotFoundError as error:
-        sys.exit(f"error: the page needs {error.name}: pip install -r requirements.txt")
+        raise ValueError(f"the page needs {error.name}: pip install -r requirements.txt") from None
     print("lecture.html")

@@ -24,7 +24,7 @@ class Finding:
     least: float = -math.inf
     most: float = math.inf
     picture: Callable | str | None = None  # path -> None, writes it; or the name of a picture that is made elsewhere
-    lines: tuple = ()  # further numbers, a line each
+    lines: list | tuple = ()  # further numbers, a line each
 
     @property
     def holds(self):

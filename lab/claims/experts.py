@@ -30,8 +30,7 @@ def layer(rng, dim, size, count, gate_deviation, deviation):
 def trained(way, seed=0, steps=400):
     """Trains a layer on tokens of 16 topics, some common and some rare, each of which wants another linear map.
 
-    Returns its error and its loads over the last 20 steps, the busiest load of each step, and the times, in all steps
-    and experts, that a load was below a tenth of an even share.
+    Returns its error and its loads over the last 20 steps, the busiest expert first, and the busiest load of each step.
     """
     options, rng, dim = WAYS[way], xp.random.default_rng(seed), 16
     topics, maps = rng.standard_normal((16, dim)), rng.standard_normal((16, dim, dim)) / dim**0.5

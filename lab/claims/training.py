@@ -138,7 +138,7 @@ TUNED = {"best_of_4": "best of 4", "ppo": "PPO", "dpo": "DPO", "grpo": "GRPO", "
 MISSING = Finding(None, "not measured here: python rlhf.py --seeds 3")
 
 
-def more(virtue):
+def more(virtue, picture=None):
     """How much more of a virtue the answers have after tuning: the least of PPO, DPO and GRPO, as a mean over seeds."""
     found = stored("rlhf")
     if found is None:
@@ -148,12 +148,12 @@ def more(virtue):
     lines = [f"{found['command']}: {found['machine']}, seeds {', '.join(map(str, found['seeds']))}"]
     lines += [f"{TUNED.get(name, name):10} {spread(values)}" for name, values in methods.items()]
     says = f"{virtue}: {spread(methods['instruct'])} before, PPO {spread(methods['ppo'])}"
-    return Finding(min(gains), says, least=0.01, picture="rlhf.png", lines=lines)
+    return Finding(min(gains), says, least=0.01, picture=picture, lines=lines)
 
 
 def feedback_makes_answers_more_useful(seed=0):
     """RLHF makes the answers more useful: a reward model learns from comparisons, and the model from its rewards."""
-    return more("useful")
+    return more("useful", "rlhf.png")
 
 
 def feedback_makes_answers_more_honest(seed=0):
