@@ -103,14 +103,18 @@ def sparse_attention_is_faster(seed=0, sizes=(2048, 4096, 8192)):
     """What is not seen costs no time: a long text is read faster by sparse attention than by all of it."""
     if xp is not np:
         return Finding(None, "measures time and memory of a CPU: set BACKEND=numpy; for a GPU see benchmarks/")
-    names, costs = ("full", "strided", "window"), {}
-    for name in names:
-        calls = [(both_passes, flash_attention, *random_qkv(seed, 1, 1, n), MASKS[name](n)) for n in sizes]
+    costs, memory = {}, {}
+    for name, mask in MASKS.items():
+        calls = [(both_passes, flash_attention, *random_qkv(seed, 1, 1, n), mask(n)) for n in sizes]
         costs[name] = [1e3 * seconds(*call, times=3) for call in calls]
+        memory[name] = peak_bytes(*calls[-1]) / 2**20
     ratio = costs["full"][-1] / costs["window"][-1]
-    lines = [f"forward and backward of a head of 32, in ms: {', '.join(f'{n:,}' for n in sizes)} tokens"]
+    lines = [
+        f"forward and backward of a head of 32, in ms: {', '.join(f'{n:,}' for n in sizes)} tokens; and at most MB"
+    ]
     for name, times in costs.items():
-        lines.append(f"{name:10}{''.join(f'{ms:9.1f}' for ms in times)}  time n^{exponent(sizes, times):.2f}")
+        cells = "".join(f"{ms:9.1f}" for ms in times)
+        lines.append(f"{name:10}{cells}  time n^{exponent(sizes, times):.2f} {memory[name]:9.1f} MB")
     says = f"{ratio:.1f} times as fast with a window over {sizes[-1]:,} tokens"
     return Finding(ratio, says, least=1.5, lines=lines)
 
