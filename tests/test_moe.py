@@ -1,5 +1,6 @@
 """Mixture of experts: chosen = all experts with gates of zero, the router's choice, and an even load."""
 
+import gc
 import sys
 
 import numpy as np
@@ -276,11 +277,13 @@ def test_python_runs_once_an_expert_however_many_tokens_there_are():
     weights["gate.weight"] *= 0.1  # every expert has something to do
     for tokens in 500, 5000:
         x, calls = normal(0, 1, tokens, 4), []
+        gc.disable()  # it calls back whoever asked to be told, such as hypothesis
         sys.setprofile(lambda frame, event, argument, calls=calls: calls.append(event) if "call" in event else None)
         try:
             _, backward = moe.mixture_of_experts(x, weights, 2)
             backward(x)
         finally:
             sys.setprofile(None)
+            gc.enable()
         counts.append(len(calls))
     assert counts[1] < 1.05 * counts[0]  # the rest is what NumPy calls by itself
