@@ -11,6 +11,7 @@ import pytest
 
 import lecture
 from engine import np, xp
+from engine.threads import thread_pool
 from lab import claims, formulas, page, results, show, tables
 from lab.claims import Finding, attention, evaluation, experts, language, reasoning, tokenizer, training
 
@@ -67,11 +68,13 @@ def test_claims_of_trained_models_run_at_a_small_size(monkeypatch):
         monkeypatch.setattr(module, "trained", few)
     whole = training.assistant.__wrapped__
     monkeypatch.setattr(training, "assistant", lambda seed: whole(seed, steps=2, tuning=2, held=2))
-    assert 0 <= attention.a_trained_model_attends_to_what_it_needs(1).number <= 1
-    assert training.a_text_is_its_own_answer(1).number < 1
-    assert -1 <= training.a_gap_is_filled_from_both_sides(1, asked=5).number <= 1
-    assert training.an_instruct_model_follows_instructions(1).number == 0
-    assert lecture.positions.alibi_goes_on_where_learned_positions_fail(1, trained=12, steps=2).number is not None
+    with thread_pool(1) as pool:
+        found = lambda claim, **sizes: pool.submit(claim, 1, **sizes).result().number
+        assert 0 <= found(attention.a_trained_model_attends_to_what_it_needs) <= 1
+        assert found(training.a_text_is_its_own_answer) < 1
+        assert -1 <= found(training.a_gap_is_filled_from_both_sides, asked=5) <= 1
+        assert found(training.an_instruct_model_follows_instructions) == 0
+        assert found(lecture.positions.alibi_goes_on_where_learned_positions_fail, trained=12, steps=2) is not None
 
 
 @pytest.mark.skipif(xp is not np, reason="measures a CPU")
