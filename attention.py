@@ -286,10 +286,3 @@ def layer_options(
         observed = None if observe is None else observe.setdefault(i, {})
         options.append(Options(own_mask, own_rope, own_cache, observed, new, balance, dropout))
     return options
-
-
-if __name__ == "__main__":
-    from engine.cli import run_demo
-    from lab.demo_attention import demo
-
-    run_demo(demo)

@@ -31,7 +31,8 @@ The slide's words come apart as on the slide, after ten merges learned from othe
     >>> print(*(textbook_decode([i], vocab) for i in ids), sep="-")
      agot-ador- agot-ado- agot-ante
 
-`train` and `load` make the tokenizer that is used. `python bpe.py` compares the slide's tokenizers on unseen words.
+`train` and `load` make the tokenizer that is used. `python lecture.py tokenizer` compares the slide's
+tokenizers on unseen words.
 """
 
 import re
@@ -291,10 +292,3 @@ def load(path):
     where it cannot be read.
     """
     return read(path, Tokenizer)
-
-
-if __name__ == "__main__":
-    from engine.cli import run_demo
-    from lab.demo_bpe import demo
-
-    run_demo(demo)

@@ -9,7 +9,7 @@ and two measures for which a model writes nothing: multiple choice by likelihood
 the measures alone, on values from whatever model: `evals.pass_at_k(n=10, c=3, k=1)`. lab/tasks.py reads the published
 files, asks, and finds the answers in what a model wrote.
 
-    python evals.py                                           the measures on samples, without a model
+    python lecture.py evaluation                              the measures on samples, without a model
     python evals.py --task arena --file votes.jsonl           ratings from votes
     python evals.py --load DIR --task humaneval --file F      a model folder goes in, a table comes out
 """

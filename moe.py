@@ -210,10 +210,3 @@ def mixture_of_experts(x, weights, k, real=None, observe=None, balance=0.0, **ro
         return dx.reshape(shape), flatten(dparts)
 
     return y.reshape(shape), backward
-
-
-if __name__ == "__main__":
-    from engine.cli import run_demo
-    from lab.demo_moe import demo
-
-    run_demo(demo)

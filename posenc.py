@@ -212,10 +212,3 @@ def attention_temperature(factor, mscale=1.0):
     as the softmax over more keys is flatter (Peng et al. 2023, section 3.4).
     """
     return 0.1 * (mscale or 0) * math.log(factor) + 1 if factor > 1 else 1.0
-
-
-if __name__ == "__main__":
-    from engine.cli import run_demo
-    from lab.demo_posenc import demo
-
-    run_demo(demo)

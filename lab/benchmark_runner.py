@@ -10,7 +10,6 @@ from engine import cli, np, xp
 from engine.cli import option
 from engine.files import write_text
 from lab import talk, tasks
-from lab.demo_evals import demo
 
 
 def connect(folder):
@@ -128,11 +127,9 @@ def evaluate(s, bar):
 def main(argv=None):
     from tqdm import tqdm
 
-    s = cli.settings(Settings, argv, "Score a model folder, or votes, on a benchmark; without options, a demo.")
-    if s == Settings():
-        return demo()
+    s = cli.settings(Settings, argv, "Score a model folder, or votes, on a benchmark.")
     if s.task is None:
-        raise ValueError("--task is needed")
+        raise ValueError("--task is needed; python lecture.py evaluation shows each measure on samples")
     if s.load is None and s.task != "arena":
         raise ValueError(f"--task {s.task} needs --load")
     if s.samples > 1 and s.task != "humaneval":

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 ALONE = "bpe", "optim", "evals", "layers", "posenc", "masks"  # on the engine alone
 IDEAS = [*ALONE, "attention", "latent", "moe", "architectures", "checkpoint", "model", "mtp", "train", "finetune"]
 IDEAS += ["rlhf", "cot"]  # from below to above
-FILES = sorted(path for zone in ("*.py", "engine/*.py", "lab/*.py") for path in ROOT.glob(zone))
+FILES = sorted(path for zone in ("*.py", "engine/*.py", "lab/**/*.py") for path in ROOT.glob(zone))
 
 
 def imports(tree):
@@ -22,9 +22,10 @@ def imports(tree):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_go_down(path):
-    zone, own = path.parent.name if path.parent != ROOT else "ideas", {p.stem for p in ROOT.glob("*.py")}
+    zone, own = path.relative_to(ROOT).parts[0], {p.stem for p in ROOT.glob("*.py")}
     found = {module.split(".")[0] for module in imports(ast.parse(path.read_text(encoding="utf-8")))}
-    if zone == "ideas":
+    assert "lecture" not in found, "the front door stands above everything"
+    if path.parent == ROOT and path.stem != "lecture":
         assert path.stem in IDEAS, "a new idea: where does it stand?"
         below = {"engine"} if path.stem in ALONE else {"engine", *IDEAS[: IDEAS.index(path.stem)]}
         assert found & (own | {"lab", "engine"}) <= below

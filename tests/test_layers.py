@@ -33,6 +33,21 @@ def test_linear(lead, into, out, has_bias, seed):
 
 
 @fast
+@given(lead, size, seed)
+def test_sigmoid(lead, dim, seed):
+    x = normal(seed, *lead, dim)
+    close(layers.sigmoid(x)[0], 1 / (1 + xp.exp(-x)))
+    check(layers.sigmoid, x, seed=seed)
+
+
+def test_no_dropout_changes_nothing():
+    x, dy = normal(0, 2, 3), normal(1, 2, 3)
+    y, backward = layers.keep_all(x)
+    close(y, x, 0)
+    close(backward(dy), dy, 0)
+
+
+@fast
 @given(size, lead, st.floats(0, 0.9), seed)
 def test_dropout_is_one_product_for_value_and_gradient(batch, rest, rate, seed):
     x = normal(seed, batch, *rest, 3)

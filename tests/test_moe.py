@@ -1,5 +1,6 @@
 """Mixture of experts: chosen = all experts with gates of zero, the router's choice, and an even load."""
 
+import gc
 import sys
 
 import numpy as np
@@ -137,6 +138,18 @@ def test_of_many_experts_the_best_are_chosen(k, experts, seed):
     assert (np.sort(chosen) == np.sort(np.argsort(-to_numpy(scores))[:, :k])).all()
 
 
+@fast
+@given(experts_and_k, st.booleans(), seed)
+def test_the_gradients_of_the_router(sizes, normalise, seed):
+    (experts, k), x = sizes, normal(seed, 5, 4)
+
+    def routed(x, weight):
+        (_, gates, p), backward = moe.route(x, weight, k, normalise=normalise, scale=2.5)
+        return (gates, p), backward
+
+    check(routed, x, normal(seed + 1, experts, 4), seed=seed, tolerance=1e-5)
+
+
 def test_a_token_keeps_to_one_group_where_nothing_else_is_said():
     scores, x, weight = normal(0, 50, 12), normal(1, 50, 4), normal(2, 12, 4)
     assert (xp.sort(moe.choose(scores, 3, 4)) == xp.sort(moe.choose(scores, 3, 4, 1))).all()
@@ -264,11 +277,13 @@ def test_python_runs_once_an_expert_however_many_tokens_there_are():
     weights["gate.weight"] *= 0.1  # every expert has something to do
     for tokens in 500, 5000:
         x, calls = normal(0, 1, tokens, 4), []
+        gc.disable()  # it calls back whoever asked to be told, such as hypothesis
         sys.setprofile(lambda frame, event, argument, calls=calls: calls.append(event) if "call" in event else None)
         try:
             _, backward = moe.mixture_of_experts(x, weights, 2)
             backward(x)
         finally:
             sys.setprofile(None)
+            gc.enable()
         counts.append(len(calls))
     assert counts[1] < 1.05 * counts[0]  # the rest is what NumPy calls by itself

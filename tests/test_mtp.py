@@ -193,3 +193,14 @@ def test_a_model_without_the_term_gives_the_layer_no_gradient():
         if name.startswith(PREFIX):
             assert not grads[name].any()
             assert "correction_bias" in name or ".experts." in name or with_it[name].any()
+
+
+def test_the_gradient_of_what_the_head_reads():
+    params, tokens = new_weights(DENSE, 0), tokens_of(0, DENSE, 1, 5)
+    options = model.layer_options(DENSE, tokens[:, 1:], np.float64, start=1)[-1]
+
+    def read(hidden):
+        y, backward = mtp.next_hidden(params, DENSE, tokens, hidden, options)
+        return y, lambda dy: backward(dy)[0]
+
+    check(read, states(DENSE, 0, 1, 5))

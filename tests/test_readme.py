@@ -22,8 +22,9 @@ import pytest
 import cot
 import finetune
 import layers
+import lecture
 from engine import corpus, to_numpy, xp
-from lab import annotator, demo_attention, demo_moe, feedback, pretrain, reasoning
+from lab import annotator, claims, feedback, pretrain, reasoning
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,8 +48,7 @@ COMMANDS = commands(README)
 
 def test_nothing_is_overlooked():
     scripts = {script for script, *_ in COMMANDS}
-    assert {"bpe.py", "posenc.py", "attention.py", "moe.py", "model.py"} <= scripts
-    assert {"train.py", "finetune.py", "rlhf.py", "cot.py", "evals.py"} <= scripts
+    assert {"lecture.py", "model.py", "train.py", "finetune.py", "rlhf.py", "cot.py", "evals.py"} <= scripts
     shell = [line for block in blocks(README, "sh") for line in block.splitlines() if line.startswith("python ")]
     assert len(shell) >= 10
     assert all(shlex.split(line, comments=True)[1:] in COMMANDS for line in shell)
@@ -97,6 +97,7 @@ def here(world, library, tmp_path, monkeypatch):
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(corpus, "library", library)
+    monkeypatch.setattr(claims, "FIGURES", str(folder / "figures"))
     monkeypatch.setattr(
         annotator, "documented", lru_cache(annotator.documented.__wrapped__)
     )  # of this library, only here
@@ -194,9 +195,14 @@ def short_cot(*arguments):
         reasoning.main(arguments)
 
 
-SHORT = {  # the three that take long
-    ("attention.py",): lambda: demo_attention.demo(sizes=(64, 128, 256)),
-    ("moe.py",): lambda: demo_moe.demo(steps=20, counts=(2,)),
+def one_slide():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lecture, "SLIDES", {"positions": lecture.SLIDES["positions"]})
+        lecture.main([])
+
+
+SHORT = {  # the two that take long
+    ("lecture.py",): one_slide,
     ("cot.py",): lambda: short_cot("--minutes", "0.01"),
 }
 MADE = {
@@ -210,8 +216,6 @@ MADE = {
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_runs(words, here, capsys):
     script, *arguments = words
-    if script == "attention.py" and xp is not np:
-        pytest.skip("measures a CPU")
     if "--gguf" in arguments:
         pytest.importorskip("gguf")
     if "--out" in arguments:
@@ -223,19 +227,31 @@ def test_every_command_runs(words, here, capsys):
     new = {path.name for path in set(here.rglob("*")) - before}
     if script in MADE and not {"--help", "--load", "--human", "--resume"} & set(arguments):
         assert MADE[script] in new
-    elif not arguments and script != "model.py":
-        assert script.replace(".py", ".png") in new
+    if script == "lecture.py":
+        by_option = {"--page": "lecture.html", "--exercise": "layers.py", "--results": "RESULTS.md"}
+        expected = [made for option, made in by_option.items() if option in arguments]
+        assert {*expected} <= new and (expected or "--exercises" in arguments or any(n.endswith(".png") for n in new))
     if script == "model.py" and "--prompt" in arguments:
         assert printed.startswith(arguments[arguments.index("--prompt") + 1])
     if words == ["model.py"]:
         assert printed in blocks(README, "")  # the README shows it
 
 
+def test_every_slide_is_in_the_table_with_its_claims():
+    """And every picture that the README shows is there."""
+    for name, slide in lecture.SLIDES.items():
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| {slide.title} | ")]
+        assert f"| `{name}` |" in row and all(f"[`{file}`]({file})" in row for file in slide.files.split())
+        assert all(claims.title(claim) in row for claim in slide.claims)
+    shown = re.findall(r"\]\((figures/[^)]+)\)", README)
+    assert len(shown) > 20 and all((ROOT / path).is_file() for path in shown)
+
+
 def test_every_paper_that_is_cited_is_in_the_list():
     listed = README.split("## References")[1]
     name = r"[A-Z][\w-]+(?: et al\.| & [A-Z]\w+|-AI| Team)?"
     cited = set()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("engine/*.py"), *ROOT.glob("lab/*.py")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("engine/*.py"), *ROOT.glob("lab/**/*.py")]:
         text = " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
         cited |= {f"{who} {year}" for who, year in re.findall(rf"({name})[ ,]+((?:19|20)\d\d[ab]?)\b", text)}
     papers = {paper for paper in cited if re.search(r" et al\.| & |-AI| Team", paper)}

@@ -22,9 +22,8 @@ def command(*arguments, stdout=subprocess.PIPE, **environment):
     return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, preexec_fn=hear, **pipes)
 
 
-@pytest.mark.parametrize("demo", ["bpe", "posenc", "attention", "moe", "evals"])
-def test_a_demo_takes_no_arguments(demo):
-    process = command(f"{demo}.py", "nofile.txt")
+def test_a_slide_that_there_is_not_is_one_sentence():
+    process = command("lecture.py", "nofile.txt")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and not out
     assert err.startswith(b"error: ") and b"nofile.txt" in err and err.count(b"\n") == 1
