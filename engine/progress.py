@@ -1,4 +1,4 @@
-"""How much of a training is done, where its budget is time."""
+"""How much of a training is done, where its budget is steps, or time."""
 
 import itertools
 from time import perf_counter
@@ -25,3 +25,11 @@ def clock(label, seconds, steps=1):
             bar.update(1 - bar.n)
 
     return ticks()
+
+
+def counted(label, steps):
+    """Yields the fraction done, 0 to 1, once a step. label: of a progress bar; None for none."""
+    with tqdm(total=steps, desc=label, disable=True if label is None else None) as bar:
+        for step in range(steps):
+            yield step / steps
+            bar.update()

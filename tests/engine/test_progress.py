@@ -1,8 +1,8 @@
-"""Progress by the clock: fractions that grow, and a bar for people only."""
+"""Progress by steps or by the clock: fractions that grow, and a bar for people only."""
 
 import time
 
-from engine.progress import clock
+from engine.progress import clock, counted
 
 
 def test_a_progress_bar_is_drawn_on_a_terminal_only(capsys):
@@ -21,3 +21,8 @@ def test_the_time_runs_from_when_it_was_asked_for():
     progress = clock(None, 0.05, steps=1)
     time.sleep(0.06)
     assert len(list(progress)) == 1  # the least
+
+
+def test_steps_are_counted(capsys):
+    assert list(counted("learning", 4)) == list(counted(None, 4)) == [0, 0.25, 0.5, 0.75]
+    assert list(counted(None, 0)) == [] and capsys.readouterr() == ("", "")
