@@ -1,0 +1,135 @@
+"""The experiment's first part: the same small model is trained to answer at once and to write its steps first. What a
+sceptic would rather believe in is tried beside it: longer training, four times the layers, as many further tokens that
+say nothing (Pfau et al. 2024). All are tried on problems whose computation no model was trained on.
+"""
+
+import os
+from collections import Counter
+
+import numpy as np
+
+import cot
+import model
+from cot import sample
+from engine.figure import figure
+from engine.progress import counted
+from evals import proportion
+
+MODELS = {  # folder: task, way, config, and the share of the steps; what takes longest first
+    "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 1.0),
+    "permutations-filler": ("permutations", "filler", cot.CONFIG, 1.0),
+    "permutations-cot": ("permutations", "cot", cot.CONFIG, 1.0),
+    "permutations-direct": ("permutations", "direct", cot.CONFIG, 1.0),
+    "stories-cot": ("stories", "cot", cot.CONFIG, 0.5),
+    "stories-direct": ("stories", "direct", cot.CONFIG, 0.5),
+}
+WAYS = {  # name in summary.json: name on paper, and how it is drawn
+    "cot": ("in steps", "o-"),
+    "direct_deep": ("at once, 12 layers", "s--"),
+    "direct": ("at once, 3 layers", "^-."),
+    "filler": ("behind filler tokens", "x:"),
+    "chance": ("chance", "-"),
+}
+WATCHED = [1, 2, 3, 4, 8]  # difficulties of the learning curves
+
+
+def exam(task, difficulty, size):
+    """Up to `size` problems, of different computations, that no model is trained on, always the same ones."""
+    rng, problems = np.random.default_rng(difficulty), {}
+    for _ in range(200 * size):  # there are not that many of one step
+        if cot.held_out(problem := cot.TASKS[task][0](difficulty, rng)):
+            problems[cot.computation(problem)] = problem
+        if len(problems) == size:
+            break
+    return list(problems.values())
+
+
+def chance(task, difficulty):
+    """The accuracy of who knows where a problem begins and how long it is, and guesses the likeliest end."""
+    moves_from, starts = {"permutations": (cot.swaps, ["ABCDE"]), "stories": (cot.changes, range(1, 11))}[task]
+    likeliest = []
+    for start in starts:  # all rows are alike
+        p = {start: 1.0}
+        for _ in range(difficulty):
+            after = Counter()
+            for state in p:
+                for _, reached in moves_from(state):
+                    after[reached] += p[state] / len(moves_from(state))
+            p = after
+        likeliest.append(max(p.values()))
+    return sum(likeliest) / len(likeliest)
+
+
+def accuracy(problems, chains):
+    """The share of right answers in the chains of each problem, as far as there are chains."""
+    return [np.mean([cot.reward(problem, ids) for ids in own]) for problem, own in zip(problems, chains)]
+
+
+def learned(folder, name, steps, seed, size):
+    """A new model, trained and saved: its params, and its learning curve, with the accuracy at ten points."""
+    task, way, config, share = MODELS[name]
+    params, rng, steps = model.init(config, seed), np.random.default_rng(seed), max(1, round(share * steps))
+    curve = {"steps": [], "accuracy": {str(d): [] for d in WATCHED if d in cot.TASKS[task][1]}}
+    tests = {difficulty: exam(task, int(difficulty), size) for difficulty in curve["accuracy"]}
+
+    def watched(progress):
+        for step, done in enumerate(progress, 1):
+            yield done
+            if step % max(1, steps // 10) == 0 and way != "cot":
+                curve["steps"].append(step)
+                for difficulty, problems in tests.items():
+                    marks = accuracy(problems, sample(params, config, problems, way))
+                    curve["accuracy"][difficulty].append(float(np.mean(marks)))
+
+    longest = name == next(iter(MODELS))  # one bar for all
+    cot.train(params, config, task, way, watched(counted("training" if longest else None, steps)), rng)
+    save(os.path.join(folder, name), params, config)
+    return params, curve
+
+
+def save(folder, params, config):
+    model.save(folder, params, config)
+    cot.TOKENIZER.save(folder)
+
+
+def measure(task, models, size, parallel_map=map):
+    """The task's entry of summary.json: every way on problems that no model was trained on. models: {way: params}."""
+    rows = []
+    for difficulty in cot.TASKS[task][1]:
+        problems = exam(task, difficulty, size)
+        row = {"difficulty": difficulty, "problems": len(problems), "chance": chance(task, difficulty)}
+        for way, params in models.items():
+            _, how, config, _ = MODELS[f"{task}-{way}"]
+            chains = sample(params, config, problems, how, parallel_map=parallel_map)
+            row[way], *row[f"{way}_95"] = proportion(accuracy(problems, chains))
+            row[f"tokens_{way}"] = float(np.mean([len(ids) for (ids,) in chains]))
+        rows.append(row)
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def percent(share, interval):
+    return f"{100 * share:.0f} % [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
+
+
+def show(task, table):
+    """Prints a task's entry of summary.json."""
+    ways = [way for way in WAYS if f"{way}_95" in table]
+    print(f"\n{task:14}" + "".join(f"{WAYS[way][0]:>22}" for way in ways) + f"{'chance':>9}{'tokens':>8}")
+    for i, difficulty in enumerate(table["difficulty"]):
+        cells = "".join(f"{percent(table[way][i], table[f'{way}_95'][i]):>22}" for way in ways)
+        print(f"{difficulty:<14}{cells}{100 * table['chance'][i]:7.2g} %{table['tokens_cot'][i]:8.0f}")
+
+
+def draw(table, path):
+    """Accuracy against the number of swaps, with and without steps."""
+    with figure(path, size=(7, 4.2), legends=False) as axes:
+        x = table["difficulty"]
+        for way, (name, style) in WAYS.items():
+            y, quiet = 100 * np.array(table[way]), way == "chance"
+            (line,) = axes.plot(x, y, style, label=name, markersize=5, color="0.6" if quiet else None)
+            if not quiet:
+                low, high = 100 * np.array(table[f"{way}_95"]).T
+                axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+        axes.set(xlabel="swaps in the problem", ylabel="right answers (%)", ylim=(-3, 103), xlim=(0, 25))
+        axes.set(title="Who writes the steps down solves problems deeper than the model")
+        axes.figure.legend(loc="outside right center", frameon=False)
