@@ -43,7 +43,7 @@ import model
 import rlhf
 from engine import np, xp
 from engine.batches import as_rows, copied, evaluate, pieces
-from optim import Optimizer, clip, descend, warm_up_and_decay
+from optim import Optimizer, descend, warm_up_and_decay
 from rlhf import log_likelihoods, sample_answers
 
 # ------------------------------------------------------------------- a problem as text, with and without its steps
@@ -175,22 +175,28 @@ DEEP = dataclasses.replace(CONFIG, num_hidden_layers=12)  # the same with four t
 def train(params, config, task, way, progress, rng, changed=None, largest=None, batch=32, lr=0.005):
     """Trains params, in place, to write the answers to a task's problems in one of the ways. progress: yields how much
     is done, 0 to 1, once a step. changed(problem, rng) -> problem: such as in_haste. The difficulty grows by half
-    whenever a problem costs less than half a nat, up to `largest`, and from 0.6 on all problems come. Easier ones stay
+    whenever a problem costs less than half a nat, up to `largest`, and from 0.7 on all problems come. Easier ones stay
     more frequent, as they teach the first step, with which all others begin.
     """
     optimizer, largest, hardest, nats = Optimizer("muon", lr), largest or TASKS[task][1][-1] + 1, 2, 1.0
     for done in progress:
-        if nats < 0.5 or done >= 0.6:
-            hardest, nats = largest if done >= 0.6 else min(largest, hardest + math.ceil(hardest / 2)), 1.0
+        if nats < 0.5 or done >= 0.7:
+            hardest, nats = largest if done >= 0.7 else min(largest, hardest + math.ceil(hardest / 2)), 1.0
         problems = [practice(task, math.ceil(hardest * (1 - rng.random()) ** 1.5), rng) for _ in range(batch)]
         problems = [changed(problem, rng) for problem in problems] if changed else problems
         answers = [TOKENIZER.encode(written(problem, way)) + [END] for problem in problems]
-        inputs, targets = map(xp.asarray, as_rows([prompt(problem, way) for problem in problems], answers))
-        loss, backward = model.loss(params, config, inputs, targets)
-        nats += 0.1 * (loss * sum(map(len, answers)) / batch - nats)
-        grads = backward()
-        clip(grads)
-        optimizer.step(params, grads, warm_up_and_decay(done))
+        count, losses = sum(map(len, answers)), []
+
+        def gradient(part):
+            _, inputs, targets = part
+            loss, backward = model.loss(params, config, inputs, targets, count=count)
+            losses.append(loss)
+            return backward()
+
+        rows = as_rows([prompt(problem, way) for problem in problems], answers)
+        parts = pieces(*rows, size=max(8, 100 // hardest))  # of about as many tokens
+        descend(gradient, parts, params, optimizer, warm_up_and_decay(done))
+        nats += 0.1 * (sum(losses) * count / batch - nats)
 
 
 # ----------------------------------------------------------- one chain, and the number of tokens it may have
@@ -255,7 +261,7 @@ def train_verifier(params, config, comparisons, progress, seed, parallel_map=map
     """
     if not any(pairs for _, _, pairs in comparisons):  # all are right, or all wrong
         return params
-    return rlhf.dpo(params, config, comparisons, progress, seed=seed, parallel_map=parallel_map)
+    return rlhf.dpo(params, config, comparisons, progress, batch=8, seed=seed, parallel_map=parallel_map)
 
 
 def verdicts(verifier, config, problems, chains, parallel_map=map):

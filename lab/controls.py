@@ -15,13 +15,13 @@ from engine.figure import figure
 from engine.progress import counted
 from evals import proportion
 
-MODELS = {  # folder: task, way, config, and the share of the steps; what takes longest first
-    "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 1.0),
-    "permutations-filler": ("permutations", "filler", cot.CONFIG, 1.0),
-    "permutations-cot": ("permutations", "cot", cot.CONFIG, 1.0),
-    "permutations-direct": ("permutations", "direct", cot.CONFIG, 1.0),
-    "stories-cot": ("stories", "cot", cot.CONFIG, 0.5),
-    "stories-direct": ("stories", "direct", cot.CONFIG, 0.5),
+MODELS = {  # folder: task, way, config, share of the steps, and problems in a batch; what takes longest first
+    "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 0.7, 32),
+    "permutations-filler": ("permutations", "filler", cot.CONFIG, 0.7, 32),
+    "permutations-cot": ("permutations", "cot", cot.CONFIG, 0.7, 16),
+    "permutations-direct": ("permutations", "direct", cot.CONFIG, 1.0, 32),
+    "stories-cot": ("stories", "cot", cot.CONFIG, 0.4, 16),
+    "stories-direct": ("stories", "direct", cot.CONFIG, 0.4, 32),
 }
 WAYS = {  # name in summary.json: name on paper, and how it is drawn
     "cot": ("in steps", "o-"),
@@ -67,7 +67,7 @@ def accuracy(problems, chains):
 
 def learned(folder, name, steps, seed, size):
     """A new model, trained and saved: its params, and its learning curve, with the accuracy at ten points."""
-    task, way, config, share = MODELS[name]
+    task, way, config, share, batch = MODELS[name]
     params, rng, steps = model.init(config, seed), np.random.default_rng(seed), max(1, round(share * steps))
     curve = {"steps": [], "accuracy": {str(d): [] for d in WATCHED if d in cot.TASKS[task][1]}}
     tests = {difficulty: exam(task, int(difficulty), size) for difficulty in curve["accuracy"]}
@@ -82,7 +82,8 @@ def learned(folder, name, steps, seed, size):
                     curve["accuracy"][difficulty].append(float(np.mean(marks)))
 
     longest = name == next(iter(MODELS))  # one bar for all
-    cot.train(params, config, task, way, watched(counted("training" if longest else None, steps)), rng)
+    progress = watched(counted("training" if longest else None, steps))
+    cot.train(params, config, task, way, progress, rng, batch=batch)
     save(os.path.join(folder, name), params, config)
     return params, curve
 
@@ -99,7 +100,7 @@ def measure(task, models, size, parallel_map=map):
         problems = exam(task, difficulty, size)
         row = {"difficulty": difficulty, "problems": len(problems), "chance": chance(task, difficulty)}
         for way, params in models.items():
-            _, how, config, _ = MODELS[f"{task}-{way}"]
+            _, how, config, *_ = MODELS[f"{task}-{way}"]
             chains = sample(params, config, problems, how, parallel_map=parallel_map)
             row[way], *row[f"{way}_95"] = proportion(accuracy(problems, chains))
             row[f"tokens_{way}"] = float(np.mean([len(ids) for (ids,) in chains]))

@@ -26,9 +26,9 @@ def experiment(folder, steps, seed):
     """All of it. Writes a folder of models with summary.json, and figures; returns the summary."""
     keep_freed_memory()
     os.makedirs(folder, exist_ok=True)
-    size, summary = max(4, min(200, steps // 8)), {"steps": steps, "seed": seed, "tasks": {}, "learning_curves": {}}
+    size, summary = max(4, min(100, steps // 10)), {"steps": steps, "seed": seed, "tasks": {}, "learning_curves": {}}
     with thread_pool(max(2, cores())) as pool:
-        learn = lambda name: controls.learned(folder, name, steps, seed, max(4, size // 4))
+        learn = lambda name: controls.learned(folder, name, steps, seed, max(4, size // 2))
         models, curves = zip(*pool.map(learn, MODELS))  # side by side, each in one thread
         models, curves = dict(zip(MODELS, models)), dict(zip(MODELS, curves))
         for task in cot.TASKS:
@@ -123,7 +123,7 @@ class Settings:
     questions: int = option(4, "of a round of reinforcement", least=1)
     group: int = option(8, "chains for each of them", least=2)
     held_out: int = option(40, "problems to test on, at most", least=1)
-    lr: float = option(1e-5, "learning rate of reinforcement", above=0)
+    lr: float = option(3e-5, "learning rate of reinforcement", above=0)
 
 
 def main(argv=None):

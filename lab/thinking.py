@@ -114,12 +114,15 @@ def reinforced(folder, params, difficulty, steps, seed, size, parallel_map):
 
     def rewarded(advantages, label):
         rng = np.random.default_rng(seed)
-        progress, how = counted(label, rounds), {"questions": questions, "group": group, "advantages": advantages}
+        progress, how = (
+            counted(label, rounds),
+            {"questions": questions, "group": group, "advantages": advantages, "lr": 6e-4},
+        )
         return cot.reinforce(params, CONFIG, draws, cot.reward, progress, rng, room, **how)
 
     def supervised():
         tuned = copied(params)
-        progress = np.linspace(0.6, 1, rounds * questions * group // texts, endpoint=False)
+        progress = np.linspace(0.7, 1, rounds * questions * group // texts, endpoint=False)
         how = {"changed": cot.in_haste, "largest": difficulty, "batch": texts}
         cot.train(tuned, CONFIG, TASK, "cot", progress, np.random.default_rng(seed + 1000), **how)
         return tuned
@@ -150,10 +153,10 @@ def reinforced(folder, params, difficulty, steps, seed, size, parallel_map):
 
 def experiment(folder, careful, steps, seed, size, parallel_map=map):
     """The entries of summary.json. careful: the params of a model that writes every step."""
-    rng, few = np.random.default_rng(seed), max(4, size // 3)
+    rng, few = np.random.default_rng(seed), max(4, size // 2)
     found = {"thinking_budget": budgets(careful, few, parallel_map)}
     hasty, share = copied(careful), lambda *how: single(*how, rng, parallel_map)
-    cot.train(hasty, CONFIG, TASK, "cot", counted("a hasty model", steps // 2), rng, cot.in_haste, 10, batch=16)
+    cot.train(hasty, CONFIG, TASK, "cot", counted("a hasty model", steps // 3), rng, cot.in_haste, 10, batch=16)
     save(os.path.join(folder, "permutations-hasty"), hasty, CONFIG)
     difficulty = nearest_half(range(2, 11), lambda d: share(hasty, d, 1.0))
     temperature = nearest_half([1.0, 1.5, 2.0, 2.5, 3.0], lambda t: share(careful, difficulty, t))

@@ -44,6 +44,16 @@ def read_problems(path):
     return problems
 
 
+def small_sums(path, count=200, seed=0):
+    """Writes such a file: sums and differences of two numbers, each once, whose answers are from 0 to 20."""
+    pairs = [(a, b) for a in range(1, 20) for b in range(1, 20)]
+    sums = [(f"What is {a} + {b}?", a + b) for a, b in pairs if a + b <= 20]
+    sums += [(f"What is {a} - {b}?", a - b) for a, b in pairs if a >= b]
+    chosen = [sums[i] for i in np.random.default_rng(seed).permutation(len(sums))[:count]]
+    rows = [json.dumps({"question": question, "answer": f"#### {answer}"}) for question, answer in chosen]
+    write_text(path, "\n".join(rows) + "\n")
+
+
 def reward(answer, text):
     """(format, accuracy), 0 or 1 each: whether a text closes its thinking once and something stands behind it, and
     whether that is the answer. The text of a chain that was cut off is None.
