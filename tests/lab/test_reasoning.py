@@ -1,6 +1,4 @@
-"""lab/reasoning.py and what it hands over to: what is tested on is new and the same for all, and a short run writes what
-it promises.
-"""
+"""lab/reasoning.py and what it hands over to: what is tested on is new and the same for all, a short run is whole."""
 
 import itertools
 import json
@@ -192,10 +190,10 @@ def test_many_chains_pick_as_they_say(monkeypatch):
     problem = cot.permutations(1, np.random.default_rng(0))
     ids = lambda answer: cot.TOKENIZER.encode(f"\n#{answer}") + [cot.END]
     chains = [ids(problem.answer) if i % 4 == 0 else ids(f"wrong {i}") for i in range(32)]
-    draw = lambda params, config, problems, way, temperature=0.0, n=1, rng=None, parallel_map=map: [
-        chains[1 : 1 + n] if n == 1 else chains
-    ]
-    monkeypatch.setattr(cot, "sample", draw)
+
+    def draw(params, config, problems, way, temperature=0.0, n=1, rng=None, parallel_map=map):
+        return [chains if n == 32 else chains[1:2]]  # the likeliest one is wrong
+
     monkeypatch.setattr(thinking, "sample", draw)
     likes = {"model": lambda i: -i, "verifier": lambda i: float(i % 4 == 0)}
     verdicts = lambda who, config, problems, some, parallel_map: np.array([[likes[who](i) for i in range(32)]])

@@ -78,7 +78,8 @@ def test_words_are_answers_too():
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
-    (folder / "book.txt").write_text("one and two are three, and four more are seven. " * 300)
+    words = "one and two are three and four more are seven so What is it".split()
+    (folder / "book.txt").write_text(" ".join(np.random.default_rng(0).choice(words, 20000)))
     turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "so</think>7"}]
     (folder / "chats.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 30)
     sizes = "--layers 1 --hidden 16 --heads 2 --kv-heads 1 --vocab 300 --batch 2 --context 384".split()
@@ -94,10 +95,11 @@ def test_a_run_is_whole(chat_model, tmp_path, capsys):
     reasoning.main(["--init", chat_model[1], "--reinforce", path, "--out", str(out), *words])
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["trained_on"], summary["held_out"], summary["rounds"]) == (8, 2, 2)
+    printed = capsys.readouterr().out
     for name in "before", "grpo", "rejection_sampling":
+        assert f"{name}: " in printed
         found = summary[name]
         assert 0 <= found["pass@1"] <= found["pass@8"] <= 1 and 1 <= found["tokens"] <= 9 and 0 <= found["format"] <= 1
-        assert f"{name}: " in capsys.readouterr().out or True
     for name in "grpo", "rejection_sampling":
         params, _, tokenizer, _ = talk.opened(str(out / name))
         assert talk.asking(str(out / name), tokenizer)
