@@ -156,13 +156,6 @@ def practice(task, difficulty, rng):
     return problem
 
 
-def in_haste(problem, rng, most=3):
-    """The same problem as people solve it who skip steps: of each one to `most` steps only the last is written down."""
-    count = len(problem.steps)
-    ends = [end for end in np.cumsum(rng.integers(1, most + 1, count)) if end < count]
-    return problem._replace(steps=[problem.steps[end - 1] for end in [*ends, count]])
-
-
 # --------------------------------------------------------------------------- training, at once or in steps
 
 TOKENS = {"vocab_size": TOKENIZER.vocab_size, "bos_token_id": END, "eos_token_id": END, "max_position_embeddings": 512}
@@ -174,9 +167,9 @@ DEEP = dataclasses.replace(CONFIG, num_hidden_layers=12)  # the same with four t
 
 def train(params, config, task, way, progress, rng, changed=None, largest=None, batch=32, lr=0.005):
     """Trains params, in place, to write the answers to a task's problems in one of the ways. progress: yields how much
-    is done, 0 to 1, once a step. changed(problem, rng) -> problem: such as in_haste. The difficulty grows by half
-    whenever a problem costs less than half a nat, up to `largest`, and from 0.7 on all problems come. Easier ones stay
-    more frequent, as they teach the first step, with which all others begin.
+    is done, 0 to 1, once a step. changed(problem, rng) -> problem: what is written instead. The difficulty grows by
+    half whenever a problem costs less than half a nat, up to `largest`, and from 0.7 on all problems come. Easier ones
+    stay more frequent, as they teach the first step, with which all others begin.
     """
     optimizer, largest, hardest, nats = Optimizer("muon", lr), largest or TASKS[task][1][-1] + 1, 2, 1.0
     for done in progress:
@@ -209,20 +202,20 @@ def sample(params, config, problems, way, temperature=0.0, n=1, rng=None, parall
     prompts = [prompt(problem, way) for problem in problems for _ in range(n)]
     room = 5 + max(len(TOKENIZER.encode(written(problem, way))) for problem in problems)
     drawn = sample_answers(params, config, prompts, room, temperature, rng, parallel_map)
-    return [drawn[start : start + n] for start in range(0, len(drawn), n)]
+    return [drawn[i : i + n] for i in range(0, len(drawn), n)]
 
 
 def thinking(ids):
     """How many tokens a chain has before the mark of its answer."""
-    before, mark, _ = TOKENIZER.decode(ids).partition(f"\n{MARK}")
-    return len(TOKENIZER.encode(before)) if mark else len(ids)
+    mark = TOKENIZER.encode(lines([MARK]))
+    return next((i for i in range(len(ids)) if ids[i : i + len(mark)] == mark), len(ids))
 
 
 def forced(params, config, problems, chains, budget, parallel_map=map):
     """Budget forcing (Muennighoff et al. 2025, section 3): a chain that thinks for more tokens than the budget is cut
     off there, the mark of the answer is put behind it, and the model goes on. chains: one for each problem.
     """
-    mark = TOKENIZER.encode(f"\n{MARK}")
+    mark = TOKENIZER.encode(lines([MARK]))
     cut = [i for i, ids in enumerate(chains) if thinking(ids) > budget]
     begun = [chains[i][:budget] + mark for i in cut]
     prompts, room = [prompt(problems[i]) + ids for i, ids in zip(cut, begun)], 3 + max(len(p.answer) for p in problems)
@@ -275,52 +268,35 @@ def verdicts(verifier, config, problems, chains, parallel_map=map):
 
 
 def reinforce(
-    params,
-    config,
-    draw,
-    reward,
-    progress,
-    rng,
-    room,
-    lr=3e-4,
-    questions=16,
-    group=8,
-    advantages=rlhf.group_advantages,
-    size=64,
-    piece=32,
-    parallel_map=map,
+    params, config, draw, reward, progress, rng, room, lr, questions=16, group=8, right=False, size=32, parallel_map=map
 ):
     """GRPO, without its KL penalty, on nothing but right or wrong: no solution is shown (DeepSeek-AI 2025). With one
     step for what was sampled, the ratio of PPO is 1, and the loss -Σ A log π(z, y | x) / tokens, over all chains. The
-    learning rate falls to 0 in a line.
+    learning rate falls to 0 in a line. right: nothing but right chains is learned, rejection sampling (STaR,
+    Zelikman et al. 2022).
 
-    draw(rng) -> (prompt ids, problem); reward(problem, chain ids) -> a number. A chain has at most `room` tokens;
-    `size` of them are sampled, and `piece` learned from, at once. With the rewards 0 and 1 themselves for advantages,
-    nothing but right chains is learned: rejection sampling (STaR, Zelikman et al. 2022). Returns the new params.
+    draw(rng) -> (prompt ids, problem); reward(problem, chain ids) -> a number, at least 1 where it is right. room:
+    tokens of a chain, at most. size: of the pieces that are learned from, and half of those sampled, at once. Returns
+    the new params.
     """
     policy, optimizer = copied(params), Optimizer("adamw", lr, 0.0)
     for done in progress:
         # sample
         asked = [pair for pair in [draw(rng) for _ in range(questions)] for _ in range(group)]
         prompts, problems = zip(*asked)
-        chains = sample_answers(policy, config, prompts, room, 1.0, rng, parallel_map, size)
+        chains = sample_answers(policy, config, prompts, room, 1.0, rng, parallel_map, 2 * size)
         # reward, advantage
-        rewards = np.array([reward(problem, ids) for problem, ids in zip(problems, chains)], np.float32)
-        a, tokens = advantages(rewards, group), sum(map(len, chains))
+        rewards, tokens = np.array(list(map(reward, problems, chains)), np.float32), sum(map(len, chains))
+        advantages = np.float32(rewards >= 1) if right else rlhf.group_advantages(rewards, group)
 
         # step
         def gradient(part):
             rows, inputs, targets = part
             _, backward = log_likelihoods(policy, config, inputs, targets)
-            return backward(xp.asarray(-a[rows] / tokens))
+            return backward(xp.asarray(-advantages[rows] / tokens))
 
-        descend(gradient, pieces(*as_rows(prompts, chains), size=piece), policy, optimizer, 1 - done, parallel_map)
+        descend(gradient, pieces(*as_rows(prompts, chains), size=size), policy, optimizer, 1 - done, parallel_map)
     return policy
-
-
-def right_alone(rewards, group):
-    """The advantages of rejection sampling."""
-    return rewards
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from engine.progress import counted
 from evals import proportion
 
 MODELS = {  # folder: task, way, config, share of the steps, and problems in a batch; what takes longest first
-    "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 0.7, 32),
+    "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 0.6, 32),
     "permutations-filler": ("permutations", "filler", cot.CONFIG, 0.7, 32),
-    "permutations-cot": ("permutations", "cot", cot.CONFIG, 0.7, 16),
+    "permutations-cot": ("permutations", "cot", cot.CONFIG, 0.65, 16),
     "permutations-direct": ("permutations", "direct", cot.CONFIG, 1.0, 32),
     "stories-cot": ("stories", "cot", cot.CONFIG, 0.4, 16),
     "stories-direct": ("stories", "direct", cot.CONFIG, 0.4, 32),

@@ -44,6 +44,8 @@ def experiment(folder, steps, seed):
     path = os.path.join(folder, "summary.json")
     write_text(path, json.dumps(summary, indent=1))
     print(f"\n{path}")
+    asked = "--prompt 'aAC bAB cAE: CEDAB?' --temperature 0"
+    print(f"try one: python model.py --load {os.path.join(folder, 'permutations-cot')} {asked}")
     return summary
 
 

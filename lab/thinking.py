@@ -53,14 +53,21 @@ def budgets(params, size, parallel_map=map):
 # --------------------------------------------------------------------------------------------- many chains
 
 
+def in_haste(problem, rng, most=3):
+    """The same problem as people solve it who skip steps: of each one to `most` steps only the last is written down."""
+    count = len(problem.steps)
+    ends = [end for end in np.cumsum(rng.integers(1, most + 1, count)) if end < count]
+    return problem._replace(steps=[problem.steps[end - 1] for end in [*ends, count]])
+
+
 def nearest_half(options, share):
     """The option for which share(option) is nearest to a half."""
     return min(options, key=lambda option: abs(share(option) - 0.5))
 
 
-def single(params, difficulty, temperature, rng, parallel_map):
+def single(params, difficulty, temperature, size, rng, parallel_map):
     """How often one chain is right, on practice problems."""
-    problems = [cot.practice(TASK, difficulty, rng) for _ in range(64)]
+    problems = [cot.practice(TASK, difficulty, rng) for _ in range(size)]
     chains = sample(params, CONFIG, problems, "cot", temperature, 1, rng, parallel_map)
     return np.mean([cot.reward(problem, ids) for problem, (ids,) in zip(problems, chains)])
 
@@ -112,24 +119,21 @@ def reinforced(folder, params, difficulty, steps, seed, size, parallel_map):
         problem = cot.practice(TASK, int(rng.integers(1, difficulty + 1)), rng)
         return cot.prompt(problem), problem
 
-    def rewarded(advantages, label):
+    def rewarded(label, **how):
         rng = np.random.default_rng(seed)
-        progress, how = (
-            counted(label, rounds),
-            {"questions": questions, "group": group, "advantages": advantages, "lr": 6e-4},
-        )
-        return cot.reinforce(params, CONFIG, draws, cot.reward, progress, rng, room, **how)
+        sizes = {"questions": questions, "group": group}
+        return cot.reinforce(params, CONFIG, draws, cot.reward, counted(label, rounds), rng, room, 6e-4, **sizes, **how)
 
     def supervised():
         tuned = copied(params)
         progress = np.linspace(0.7, 1, rounds * questions * group // texts, endpoint=False)
-        how = {"changed": cot.in_haste, "largest": difficulty, "batch": texts}
+        how = {"changed": in_haste, "largest": difficulty, "batch": texts}
         cot.train(tuned, CONFIG, TASK, "cot", progress, np.random.default_rng(seed + 1000), **how)
         return tuned
 
     ways = {
-        "after": lambda: rewarded(cot.rlhf.group_advantages, "GRPO"),
-        "rejection_sampling": lambda: rewarded(cot.right_alone, None),
+        "after": lambda: rewarded("GRPO"),
+        "rejection_sampling": lambda: rewarded(None, right=True),
         "more_supervision": supervised,
     }
     models = {"before": params} | dict(zip(ways, parallel_map(lambda way: ways[way](), ways)))
@@ -155,8 +159,8 @@ def experiment(folder, careful, steps, seed, size, parallel_map=map):
     """The entries of summary.json. careful: the params of a model that writes every step."""
     rng, few = np.random.default_rng(seed), max(4, size // 2)
     found = {"thinking_budget": budgets(careful, few, parallel_map)}
-    hasty, share = copied(careful), lambda *how: single(*how, rng, parallel_map)
-    cot.train(hasty, CONFIG, TASK, "cot", counted("a hasty model", steps // 3), rng, cot.in_haste, 10, batch=16)
+    hasty, share = copied(careful), lambda *how: single(*how, few, rng, parallel_map)
+    cot.train(hasty, CONFIG, TASK, "cot", counted("a hasty model", steps // 3), rng, in_haste, 10, batch=16)
     save(os.path.join(folder, "permutations-hasty"), hasty, CONFIG)
     difficulty = nearest_half(range(2, 11), lambda d: share(hasty, d, 1.0))
     temperature = nearest_half([1.0, 1.5, 2.0, 2.5, 3.0], lambda t: share(careful, difficulty, t))

@@ -146,13 +146,11 @@ def experiment(s):
             return reasoner.prompt(problem[0]), problem
 
         report("before", reasoner.params)
-        # what is in the right format alone is nothing to learn from, where right answers alone are
-        right = lambda rewards, group: (rewards >= 1).astype(rewards.dtype)
-        for name, advantages in {"grpo": rlhf.group_advantages, "rejection_sampling": right}.items():
-            how = {"questions": s.questions, "group": s.group, "advantages": advantages, "piece": 4, "lr": s.lr}
+        for name in "grpo", "rejection_sampling":
+            how = {"questions": s.questions, "group": s.group, "right": name == "rejection_sampling", "size": 8}
             given = (reasoner.params, reasoner.config, draw, reasoner.reward, counted(name, s.rounds))
             rng = np.random.default_rng(s.seed)
-            tuned = cot.reinforce(*given, rng, s.budget, **how, size=16, parallel_map=pool.map)
+            tuned = cot.reinforce(*given, rng, s.budget, s.lr, **how, parallel_map=pool.map)
             reasoner.save(os.path.join(s.out, name), tuned)
             report(name, tuned)
     write_text(os.path.join(s.out, "summary.json"), json.dumps(summary, indent=1) + "\n")

@@ -23,7 +23,7 @@ import cot
 import finetune
 import layers
 from engine import corpus, to_numpy, xp
-from lab import annotator, demo_attention, demo_moe, feedback, pretrain, reasoning
+from lab import annotator, demo_attention, demo_moe, feedback, pretrain, verifiable
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,6 +85,7 @@ def world(tmp_path_factory):
     base, tuned = str(folder / "runs" / "book"), str(folder / "runs" / "2")
     pretrain.main([*SIZES, "--data", book, "--steps", "2", "--out", base])
     finetune.main(["--data", chats, "--init", base, "--steps", "1", "--out", tuned])
+    verifiable.small_sums(folder / "PROBLEMS.jsonl", 10)
     for name, like in {"checkpoint": base, "runs/1": base, "DIR": tuned, "runs/assistant": tuned}.items():
         shutil.copytree(like, folder / name)
     return folder
@@ -100,7 +101,10 @@ def here(world, library, tmp_path, monkeypatch):
     monkeypatch.setattr(
         annotator, "documented", lru_cache(annotator.documented.__wrapped__)
     )  # of this library, only here
-    for module in reasoning, feedback:
+    monkeypatch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
+    monkeypatch.setattr(verifiable, "SHOWN", [])  # in so small a window there is no room for it
+    monkeypatch.setattr(verifiable, "TASK", "")
+    for module in (feedback,):
         monkeypatch.setattr(module, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
     small = [
         (one.name, one.type, field(default=TINY[one.name], metadata=one.metadata))
@@ -183,21 +187,18 @@ def small(script, arguments):
         arguments += ["--steps", "3"]
         if script == "train.py" and not given & {"--init", "--resume"}:
             arguments += SIZES
+    if script == "cot.py" and "--load" not in given:
+        arguments += ["--steps", "10"]
+    if "--reinforce" in given:
+        arguments += "--rounds 1 --budget 8 --questions 1 --group 2 --held-out 1".split()
     if script == "rlhf.py":
         arguments += ["--minutes", "0.01"]
     return arguments
 
 
-def short_cot(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
-        reasoning.main(arguments)
-
-
-SHORT = {  # the three that take long
+SHORT = {  # the two that take long
     ("attention.py",): lambda: demo_attention.demo(sizes=(64, 128, 256)),
     ("moe.py",): lambda: demo_moe.demo(steps=20, counts=(2,)),
-    ("cot.py",): lambda: short_cot("--minutes", "0.01"),
 }
 MADE = {
     "train.py": "model.safetensors",

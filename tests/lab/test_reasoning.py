@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cot
@@ -75,6 +75,17 @@ def test_chance_is_the_likeliest_answer_by_enumeration():
     assert controls.chance("stories", 3) == pytest.approx(np.mean(likeliest))
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 24), st.integers(0, 2**32), st.integers(1, 5))
+def test_haste_leaves_steps_out_and_no_more(length, seed, most):
+    problem = cot.permutations(length, np.random.default_rng(seed))
+    hasty = thinking.in_haste(problem, np.random.default_rng(seed), most)
+    assert hasty.question == problem.question and hasty.answer == problem.answer
+    places = [problem.steps.index(step) for step in hasty.steps]
+    jumps = np.diff([-1, *places])
+    assert places[-1] == len(problem.steps) - 1 and min(jumps) >= 1 and max(jumps) <= most
+
+
 # --- a run of seconds ---
 
 
@@ -108,7 +119,8 @@ def test_a_short_experiment_writes_what_it_promises(outcome):
             assert all(low <= value <= high for value, (low, high) in zip(table[way], table[f"{way}_95"]))
     for way in "direct", "direct_deep", "filler":
         curve = summary["learning_curves"][f"permutations-{way}"]
-        assert curve["steps"] == list(range(1, 11)) and len(curve["accuracy"]["2"]) == 10
+        last = round(10 * controls.MODELS[f"permutations-{way}"][3])
+        assert curve["steps"] == list(range(1, last + 1)) and len(curve["accuracy"]["2"]) == last
     for name in "before", "after", "rejection_sampling", "more_supervision":
         low, high = summary["grpo"][f"{name}_95"]
         assert 0 <= low <= summary["grpo"][name] <= high <= 1
