@@ -30,6 +30,7 @@ WAYS = {  # name in summary.json: name on paper, and how it is drawn
     "filler": ("behind filler tokens", "x:"),
     "chance": ("chance", "-"),
 }
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000"]  # that colour-blind people tell apart (Okabe & Ito)
 WATCHED = [1, 2, 3, 4, 8]  # difficulties of the learning curves
 
 
@@ -121,16 +122,22 @@ def show(task, table):
         print(f"{difficulty:<14}{cells}{100 * table['chance'][i]:7.2g} %{table['tokens_cot'][i]:8.0f}")
 
 
+def show_curves(curves):
+    """Prints how far the models that answer at once had come at each tenth of their training, in per cent."""
+    for name, curve in curves.items():
+        print(f"\n{name}, at each of {len(curve['steps'])} points up to step {curve['steps'][-1]:,}:")
+        for difficulty, shares in curve["accuracy"].items():
+            print(f"{difficulty:>3}" + "".join(f"{100 * share:5.0f}" for share in shares))
+
+
 def draw(table, path):
     """Accuracy against the number of swaps, with and without steps."""
     with figure(path, size=(7, 4.2), legends=False) as axes:
         x = table["difficulty"]
-        for way, (name, style) in WAYS.items():
-            y, quiet = 100 * np.array(table[way]), way == "chance"
-            (line,) = axes.plot(x, y, style, label=name, markersize=5, color="0.6" if quiet else None)
-            if not quiet:
-                low, high = 100 * np.array(table[f"{way}_95"]).T
-                axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+        for (way, (name, style)), colour in zip(WAYS.items(), COLOURS):
+            axes.plot(x, 100 * np.array(table[way]), style, label=name, markersize=5, color=colour)
+            if f"{way}_95" in table:
+                axes.fill_between(x, *100 * np.array(table[f"{way}_95"]).T, alpha=0.15, color=colour, linewidth=0)
         axes.set(xlabel="swaps in the problem", ylabel="right answers (%)", ylim=(-3, 103), xlim=(0, 25))
-        axes.set(title="Who writes the steps down solves problems deeper than the model")
+        axes.set(title="Steps go where depth does not reach")
         axes.figure.legend(loc="outside right center", frameon=False)

@@ -36,6 +36,7 @@ def experiment(folder, steps, seed):
             summary["tasks"][task] = table = controls.measure(task, ways, size, pool.map)
             controls.show(task, table)
         summary["learning_curves"] = {name: curve for name, curve in curves.items() if curve["steps"]}
+        controls.show_curves(summary["learning_curves"])
         careful = models["permutations-cot"]
         hardest = exam("permutations", cot.TASKS["permutations"][1][-1], 1)
         ((ids,),) = sample(careful, cot.CONFIG, hardest, "cot")

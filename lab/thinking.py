@@ -13,8 +13,9 @@ from engine.batches import copied
 from engine.figure import figure
 from engine.progress import counted
 from evals import proportion
-from lab.controls import exam, save
+from lab.controls import COLOURS, exam, save
 
+STYLES = ["o-", "s--", "^-.", "D:", "v-"]
 COUNTS = [1, 2, 4, 8, 16, 32]
 TASK = "permutations"
 ROOM = 16  # tokens of a chain beside its steps
@@ -182,9 +183,9 @@ def experiment(folder, careful, steps, seed, size, parallel_map=map):
 def draw_budget(found, path):
     """Accuracy against the thinking budget, a line for each difficulty."""
     with figure(path, size=(7, 4.2), legends=False) as axes:
-        for i, (difficulty, curve) in enumerate(zip(found["difficulty"], found["accuracy"])):
-            style = ["o-", "s--", "^-.", "D:", "v-", "x--"][i % 6]
-            axes.plot(found["budget"], 100 * np.array(curve), style, markersize=4, label=f"{difficulty:.0f} swaps")
+        for difficulty, curve, style, colour in zip(found["difficulty"], found["accuracy"], STYLES, COLOURS):
+            how = {"markersize": 4, "color": colour, "label": f"{difficulty:.0f} swaps"}
+            axes.plot(found["budget"], 100 * np.array(curve), style, **how)
         axes.set(xlabel="tokens that the model may think", ylabel="right answers (%)", ylim=(-3, 103))
         axes.set(title="The harder the problem, the longer the model has to think")
         axes.figure.legend(loc="outside right center", frameon=False)
@@ -196,11 +197,13 @@ def draw_chains(found, path):
     names = {"verifier": ("best by a verifier", "s-"), "majority": ("majority", "o-")}
     names |= {"likelihood": ("likeliest of them", "^--")}
     with figure(path, size=(7, 4.2), legends=False) as axes:
-        for way, (name, style) in names.items():
-            (line,) = axes.plot(found["tokens"], 100 * np.array(found[way]), style, markersize=5, label=name)
+        for (way, (name, style)), colour in zip(names.items(), COLOURS):
+            axes.plot(found["tokens"], 100 * np.array(found[way]), style, markersize=5, label=name, color=colour)
             low, high = 100 * np.array(found[f"{way}_95"]).T
-            axes.fill_between(found["tokens"], low, high, alpha=0.12, color=line.get_color(), linewidth=0)
+            axes.fill_between(found["tokens"], low, high, alpha=0.12, color=colour, linewidth=0)
         axes.plot(found["greedy_tokens"], 100 * found["greedy"], "k*", markersize=12, label="one chain, greedy")
-        axes.set(xscale="log", xlabel="tokens written for a problem (1 to 32 chains)", ylabel="right answers (%)")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(found["tokens"], [f"{tokens:.0f}" for tokens in found["tokens"]])
+        axes.set(xlabel="tokens written for a problem (1 to 32 chains)", ylabel="right answers (%)")
         axes.set(ylim=(-3, 103), title="Many chains are right where the likeliest one is wrong")
         axes.figure.legend(loc="outside right center", frameon=False)
