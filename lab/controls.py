@@ -11,18 +11,20 @@ import numpy as np
 import cot
 import model
 from cot import sample
+from engine.batches import copied
 from engine.figure import figure
 from engine.progress import counted
 from evals import proportion
 
-MODELS = {  # folder: task, way, config, share of the steps, and problems in a batch; what takes longest first
-    "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 0.6, 32),
-    "permutations-filler": ("permutations", "filler", cot.CONFIG, 0.7, 32),
-    "permutations-cot": ("permutations", "cot", cot.CONFIG, 0.65, 16),
+MODELS = {  # folder: task, way, config, share of the steps, and problems in a batch
     "permutations-direct": ("permutations", "direct", cot.CONFIG, 1.0, 32),
+    "permutations-filler": ("permutations", "filler", cot.CONFIG, 0.7, 32),
+    "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 0.6, 32),
+    "permutations-cot": ("permutations", "cot", cot.CONFIG, 0.65, 16),
     "stories-cot": ("stories", "cot", cot.CONFIG, 0.4, 16),
     "stories-direct": ("stories", "direct", cot.CONFIG, 0.4, 32),
 }
+BEGINS = {"permutations-filler": "permutations-direct"}  # with what another model has learned; others are new
 WAYS = {  # name in summary.json: name on paper, and how it is drawn
     "cot": ("in steps", "o-"),
     "direct_deep": ("at once, 12 layers", "s--"),
@@ -66,10 +68,13 @@ def accuracy(problems, chains):
     return [np.mean([cot.reward(problem, ids) for ids in own]) for problem, own in zip(problems, chains)]
 
 
-def learned(folder, name, steps, seed, size):
-    """A new model, trained and saved: its params, and its learning curve, with the accuracy at ten points."""
+def learned(folder, name, steps, seed, size, start=None):
+    """A model, trained and saved: its params, and its learning curve, with the accuracy at ten points. start: params to
+    begin with; None for new ones.
+    """
     task, way, config, share, batch = MODELS[name]
-    params, rng, steps = model.init(config, seed), np.random.default_rng(seed), max(1, round(share * steps))
+    params = copied(start) if start else model.init(config, seed)
+    rng, steps = np.random.default_rng(seed), max(1, round(share * steps))
     curve = {"steps": [], "accuracy": {str(d): [] for d in WATCHED if d in cot.TASKS[task][1]}}
     tests = {difficulty: exam(task, int(difficulty), size) for difficulty in curve["accuracy"]}
 
@@ -87,6 +92,21 @@ def learned(folder, name, steps, seed, size):
     cot.train(params, config, task, way, progress, rng, batch=batch)
     save(os.path.join(folder, name), params, config)
     return params, curve
+
+
+def all_learned(folder, steps, seed, size, parallel_map=map):
+    """All of MODELS, side by side, each in one thread: {name: params} and {name: learning curve}."""
+
+    def learn(name):
+        found = {name: learned(folder, name, steps, seed, size)}
+        for then in [then for then, first in BEGINS.items() if first == name]:
+            found[then] = learned(folder, then, steps, seed, size, found[name][0])
+        return found
+
+    found = {}
+    for some in parallel_map(learn, [name for name in MODELS if name not in BEGINS]):
+        found |= some
+    return tuple({name: found[name][i] for name in MODELS} for i in (0, 1))
 
 
 def save(folder, params, config):

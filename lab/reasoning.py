@@ -19,7 +19,7 @@ from engine.files import write_text
 from engine.runs import keep_freed_memory
 from engine.threads import cores, thread_pool
 from lab import controls, talk, thinking, verifiable
-from lab.controls import MODELS, WAYS, exam
+from lab.controls import WAYS, exam
 
 
 def experiment(folder, steps, seed):
@@ -28,9 +28,7 @@ def experiment(folder, steps, seed):
     os.makedirs(folder, exist_ok=True)
     size, summary = max(4, min(100, steps // 10)), {"steps": steps, "seed": seed, "tasks": {}, "learning_curves": {}}
     with thread_pool(max(2, cores())) as pool:
-        learn = lambda name: controls.learned(folder, name, steps, seed, max(4, size // 2))
-        models, curves = zip(*pool.map(learn, MODELS))  # side by side, each in one thread
-        models, curves = dict(zip(MODELS, models)), dict(zip(MODELS, curves))
+        models, curves = controls.all_learned(folder, steps, seed, max(4, size // 2), pool.map)
         for task in cot.TASKS:
             ways = {name.removeprefix(f"{task}-"): params for name, params in models.items() if name.startswith(task)}
             summary["tasks"][task] = table = controls.measure(task, ways, size, pool.map)

@@ -194,7 +194,7 @@ def draw_budget(found, path):
 def draw_chains(found, path):
     """Accuracy against tokens spent on a problem, where there are many ways to its answer."""
     found = found["many_ways"]
-    names = {"verifier": ("best by a verifier", "s-"), "majority": ("majority", "o-")}
+    names = {"verifier": ("best by a verifier", "s-"), "majority": ("majority", "o-.")}
     names |= {"likelihood": ("likeliest of them", "^--")}
     with figure(path, size=(7, 4.2), legends=False) as axes:
         for (way, (name, style)), colour in zip(names.items(), COLOURS):
