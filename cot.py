@@ -51,10 +51,7 @@ from rlhf import log_likelihoods, sample_answers
 Problem = namedtuple("Problem", "question steps answer")  # three texts, of which the steps are a list of lines
 MARK, FILLER, END = "#", ".", 0  # what stands before an answer; what says nothing; the token behind an answer
 TOKENIZER = bpe.train("any text", 257)  # END and the 256 bytes: no room for merges
-
-
-def lines(texts):
-    return "".join(f"\n{text}" for text in texts)
+lines = lambda texts: "".join(f"\n{text}" for text in texts)
 
 
 def prompt(problem, way="cot"):
@@ -196,9 +193,7 @@ def train(params, config, task, way, progress, rng, changed=None, largest=None, 
 
 
 def sample(params, config, problems, way, temperature=0.0, n=1, rng=None, parallel_map=map):
-    """What the model writes, n times for each problem: a list of lists of n lists of ids. Temperature 0 takes the
-    likeliest token, which is often best where a chain is the only one.
-    """
+    """What the model writes, n times for each problem: lists of n lists of ids. Temperature 0: the likeliest tokens."""
     prompts = [prompt(problem, way) for problem in problems for _ in range(n)]
     room = 5 + max(len(TOKENIZER.encode(written(problem, way))) for problem in problems)
     drawn = sample_answers(params, config, prompts, room, temperature, rng, parallel_map)
@@ -249,12 +244,11 @@ def marked_chains(params, config, task, difficulty, progress, rng, n=8, parallel
 
 def train_verifier(params, config, comparisons, progress, seed, parallel_map=map):
     """Returns a verifier's params: a copy of the model learns by DPO to find right chains likelier than wrong ones, and
-    its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3). A scalar head, as of Cobbe et al. 2021,
-    would have to learn anew what the model knows.
+    its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3), not a new head, as in Cobbe et al. 2021.
     """
-    if not any(pairs for _, _, pairs in comparisons):  # all are right, or all wrong
-        return params
-    return rlhf.dpo(params, config, comparisons, progress, batch=8, seed=seed, parallel_map=parallel_map)
+    learnable = any(pairs for _, _, pairs in comparisons)  # all may be right, or all wrong
+    how = {"batch": 8, "seed": seed, "parallel_map": parallel_map}
+    return rlhf.dpo(params, config, comparisons, progress, **how) if learnable else params
 
 
 def verdicts(verifier, config, problems, chains, parallel_map=map):
@@ -275,9 +269,8 @@ def reinforce(
     learning rate falls to 0 in a line. right: nothing but right chains is learned, rejection sampling (STaR,
     Zelikman et al. 2022).
 
-    draw(rng) -> (prompt ids, problem); reward(problem, chain ids) -> a number, at least 1 where it is right. room:
-    tokens of a chain, at most. size: of the pieces that are learned from, and half of those sampled, at once. Returns
-    the new params.
+    draw(rng) -> (prompt ids, problem); reward(problem, chain ids) -> a number, at least 1 where it is right. room: most
+    tokens of a chain. size: of the pieces learned from, and half of those sampled, at once. Returns the new params.
     """
     policy, optimizer = copied(params), Optimizer("adamw", lr, 0.0)
     for done in progress:
