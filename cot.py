@@ -244,7 +244,7 @@ def marked_chains(params, config, task, difficulty, progress, rng, n=8, parallel
 
 def train_verifier(params, config, comparisons, progress, seed, parallel_map=map):
     """Returns a verifier's params: a copy of the model learns by DPO to find right chains likelier than wrong ones, and
-    its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3), not a new head, as in Cobbe et al. 2021.
+    its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3); Cobbe et al. (2021) train a new head.
     """
     learnable = any(pairs for _, _, pairs in comparisons)  # all may be right, or all wrong
     how = {"batch": 8, "seed": seed, "parallel_map": parallel_map}
