@@ -114,7 +114,7 @@ class Settings:
     out: str = option("runs/cot", "folder of models and summary.json", metavar="DIR")
     steps: int = option(1500, "of the training of a model that answers at once; of others in proportion", least=10)
     seed: int = option(0, "of all that is drawn", least=0)
-    seeds: int = option(1, "so many runs, with mean and range in results/cot.json", least=1)
+    seeds: int | None = option(None, "so many runs, with mean and range in results/cot.json", least=1)
     load: str | None = option(None, "a chat model to ask instead", metavar="DIR")
     question: str | None = option(None, "what to ask it", metavar="TEXT")
     init: str | None = option(None, "a chat model to reinforce instead", metavar="DIR")
@@ -138,6 +138,6 @@ def main(argv=None):
         return zero_shot(s.load, s.question)
     if s.init is not None:
         return verifiable.experiment(s)
-    if s.seeds > 1:
+    if s.seeds is not None:
         return repeated(s.out, s.steps, range(s.seed, s.seed + s.seeds))
     figures(experiment(s.out, s.steps, s.seed))

@@ -161,7 +161,8 @@ def experiment(folder, careful, steps, seed, size, parallel_map=map):
     rng, few = np.random.default_rng(seed), max(4, size // 2)
     found = {"thinking_budget": budgets(careful, few, parallel_map)}
     hasty, share = copied(careful), lambda *how: single(*how, few, rng, parallel_map)
-    cot.train(hasty, CONFIG, TASK, "cot", counted("a hasty model", steps // 3), rng, in_haste, 10, batch=16)
+    progress = (0.7 + 0.3 * done for done in counted("a hasty model", steps // 2))  # all difficulties from the start
+    cot.train(hasty, CONFIG, TASK, "cot", progress, rng, in_haste, 10, batch=16)
     save(os.path.join(folder, "permutations-hasty"), hasty, CONFIG)
     difficulty = nearest_half(range(2, 11), lambda d: share(hasty, d, 1.0))
     temperature = nearest_half([1.0, 1.5, 2.0, 2.5, 3.0], lambda t: share(careful, difficulty, t))
