@@ -65,10 +65,9 @@ def over(function, summaries):
     return float(function(summaries)) if isinstance(first, (int, float)) else first
 
 
-def repeated(folder, steps, seeds):
-    """The experiment with several seeds; writes results/cot.json, and figures of the means."""
-    runs = [experiment(os.path.join(folder, f"seed-{seed}"), steps, seed) for seed in seeds]
-    results = {"command": f"python cot.py --seeds {len(runs)}", "seeds": list(seeds)}
+def gathered(runs):
+    """Writes the summaries of several seeds as results/cot.json, and figures of the means."""
+    results = {"command": f"python cot.py --seeds {len(runs)}", "seeds": [run["seed"] for run in runs]}
     results |= {"machine": f"{platform.processor() or platform.machine()}, {cores()} cores, NumPy {np.__version__}"}
     results |= {name: over(function, runs) for name, function in {"mean": np.mean, "low": min, "high": max}.items()}
     os.makedirs("results", exist_ok=True)
@@ -139,5 +138,6 @@ def main(argv=None):
     if s.init is not None:
         return verifiable.experiment(s)
     if s.seeds is not None:
-        return repeated(s.out, s.steps, range(s.seed, s.seed + s.seeds))
+        seeds = range(s.seed, s.seed + s.seeds)
+        return gathered([experiment(os.path.join(s.out, f"seed-{seed}"), s.steps, seed) for seed in seeds])
     figures(experiment(s.out, s.steps, s.seed))
