@@ -95,7 +95,7 @@ def outcome(tmp_path_factory):
     code = "import cot, sys; from lab import reasoning; cot.TASKS = {task: (draw, [1, 2]) for task, (draw, _) in "
     code += "cot.TASKS.items()}; reasoning.main(sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", code, "--steps", "10", "--seeds", "2", "--out", str(folder / "out")],
+        [sys.executable, "-c", code, "--steps", "10", "--seeds", "1", "--out", str(folder / "out")],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -136,15 +136,20 @@ def test_a_short_experiment_writes_what_it_promises(outcome):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
-def test_seeds_are_gathered(outcome):
+def test_seeds_are_gathered(outcome, tmp_path, monkeypatch, capsys):
     folder, printed = outcome
-    runs = [json.loads((folder / "out" / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
+    run = json.loads((folder / "out" / "seed-0" / "summary.json").read_text())
     results = json.loads((folder / "results" / "cot.json").read_text())
-    assert results["seeds"] == [0, 1] and "--seeds 2" in results["command"]
-    shares = [run["tasks"]["stories"]["tokens_cot"][1] for run in runs]
-    found = [results[which]["tasks"]["stories"]["tokens_cot"][1] for which in ("low", "mean", "high")]
-    assert found == pytest.approx([min(shares), np.mean(shares), max(shares)])
-    assert reasoning.markdown(results) in printed
+    assert results["seeds"] == [0] and results["command"] == "python cot.py --seeds 1"
+    assert reasoning.markdown(results) in printed and results["mean"]["tasks"] == run["tasks"]
+    other = json.loads(json.dumps(run)) | {"seed": 1}
+    run["tasks"]["permutations"]["cot"][1], other["tasks"]["permutations"]["cot"][1] = 1.0, 0.5
+    monkeypatch.chdir(tmp_path)
+    reasoning.gathered([run, other])
+    results = json.loads((tmp_path / "results" / "cot.json").read_text())
+    assert results["seeds"] == [0, 1] and "75 (50 to 100)" in capsys.readouterr().out
+    found = [results[which]["tasks"]["permutations"]["cot"][1] for which in ("low", "mean", "high")]
+    assert found == [0.5, 0.75, 1]
 
 
 @given(
