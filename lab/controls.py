@@ -21,8 +21,8 @@ MODELS = {  # folder: task, way, config, share of the steps, and problems in a b
     "permutations-filler": ("permutations", "filler", cot.CONFIG, 0.7, 32),
     "permutations-direct_deep": ("permutations", "direct", cot.DEEP, 0.6, 32),
     "permutations-cot": ("permutations", "cot", cot.CONFIG, 0.65, 16),
-    "stories-cot": ("stories", "cot", cot.CONFIG, 0.4, 16),
-    "stories-direct": ("stories", "direct", cot.CONFIG, 0.4, 32),
+    "stories-cot": ("stories", "cot", cot.CONFIG, 0.8, 32),
+    "stories-direct": ("stories", "direct", cot.CONFIG, 0.8, 32),
 }
 BEGINS = {"permutations-filler": "permutations-direct"}  # with what another model has learned; others are new
 WAYS = {  # name in summary.json: name on paper, and how it is drawn
