@@ -1,10 +1,9 @@
 """Razonamiento: chain of thought (CoT), a model that writes its steps down before it answers.
 
-    27+58?    at once: #85        in steps: 7+8+0=15
-                                            2+5+1=085
-                                            #85
-
-(After the second = stand the carry and all digits found so far.)
+    aAC bAB cAE: CEDAB?    at once: #BADCE    in steps: aAC AEDCB      A and C have swapped places,
+                                                        bAB BEDCA      then A and B,
+                                                        cAE BADCE      then A and E
+                                                        #BADCE
 
 Between one token and the next a transformer computes only as deep as it has layers, and a problem of many steps, each
 of which needs the one before, does not fit into that. But what is written becomes input again: a model that writes its
@@ -13,21 +12,23 @@ chain z of steps is drawn like any text, and the answer y to the question x foll
 
     p(y | x) = Σ_z p(z | x) p(y | x, z)
 
+    thinking budget     how many tokens of z there may be, before y has to come (Muennighoff et al. 2025)
     self-consistency    the answer that most of n chains reach, the likeliest y as they are drawn (Wang et al. 2022)
     best of n           the chain that a verifier prefers, which learned from marked answers (Cobbe et al. 2021)
     reinforcement       chains with a right answer become likelier: GRPO (DeepSeek-AI 2025)
 
-    python cot.py                                a small model trained both ways, in under eight minutes
-    python cot.py --load DIR --question TEXT     a published chat model, with and without "think step by step"
+    python cot.py                                      small models trained to answer at once and in steps
+    python cot.py --load DIR --question TEXT           a published chat model, with and without "think step by step"
+    python cot.py --init DIR --reinforce FILE.jsonl    reinforcement of one, on questions with answers
 
     >>> import numpy as np
-    >>> from cot import addition, written
-    >>> problem = addition(2, np.random.default_rng(0))
+    >>> from cot import stories, written
+    >>> problem = stories(2, np.random.default_rng(0))
     >>> print(problem.question + written(problem, "cot"))
-    86+67?
-    6+7+0=13
-    8+6+1=153
-    #153
+    Sam has 9 shells. Mon finds 3. Tue finds 4. How many?
+    Mon 9+3=12
+    Tue 12+4=16
+    #16
 """
 
 import dataclasses
@@ -42,25 +43,27 @@ import model
 import rlhf
 from engine import np, xp
 from engine.batches import as_rows, copied, evaluate, pieces
-from engine.threads import cores
-from optim import Optimizer, clip, descend, warm_up_and_decay
+from optim import Optimizer, descend, warm_up_and_decay
 from rlhf import log_likelihoods, sample_answers
 
 # ------------------------------------------------------------------- a problem as text, with and without its steps
 
 Problem = namedtuple("Problem", "question steps answer")  # three texts, of which the steps are a list of lines
-MARK, END = "#", 0  # what stands before an answer; the token behind it
+MARK, FILLER, END = "#", ".", 0  # what stands before an answer; what says nothing; the token behind an answer
 TOKENIZER = bpe.train("any text", 257)  # END and the 256 bytes: no room for merges
+lines = lambda texts: "".join(f"\n{text}" for text in texts)
+
+
+def prompt(problem, way="cot"):
+    """The ids of what is asked. "filler": behind it are as many tokens as the steps would have, which say nothing, so
+    that a model has the time of thinking without its thoughts (Pfau et al. 2024).
+    """
+    return TOKENIZER.encode(problem.question + (FILLER * len(lines(problem.steps)) if way == "filler" else ""))
 
 
 def written(problem, way):
-    """What the model has to write: "direct" the answer, "cot" the steps first."""
-    steps = problem.steps if way == "cot" else []
-    return "".join(f"\n{line}" for line in [*steps, MARK + problem.answer])
-
-
-def prompt(problem):
-    return TOKENIZER.encode(problem.question)
+    """What the model has to write: "direct" and "filler" the answer, "cot" the steps first."""
+    return lines([*(problem.steps if way == "cot" else []), MARK + problem.answer])
 
 
 def answer_in(ids):
@@ -76,20 +79,6 @@ def reward(problem, ids):
 
 
 # ----------------------------------------------------------------------- problems, whose difficulty is a number
-
-
-def addition(digits, rng):
-    """Two numbers with so many digits, as 47+85. A step adds two digits, from the right, and the carry so far; it
-    writes the new carry and behind it all digits that are found: 7+5+0=12, then 4+8+1=132.
-    """
-    a, b = (int(number) for number in rng.integers(10 ** (digits - 1), 10**digits, 2))
-    steps, carry, found = [], 0, ""
-    for x, y in zip(map(int, reversed(str(a))), map(int, reversed(str(b)))):
-        step = f"{x}+{y}+{carry}"
-        carry, digit = divmod(x + y + carry, 10)
-        found = f"{digit}{found}"
-        steps.append(f"{step}={carry}{found}")
-    return Problem(f"{a}+{b}?", steps, str(a + b))
 
 
 def walk(moves_from, state, length, rng):
@@ -110,14 +99,13 @@ def swaps(row):
 
 def permutations(length, rng):
     """Five sit in a row, and `length` times two of them swap places. How do they sit at the end? A step says again who
-    swaps, and writes the row: to ABCDE aAD bBE, with labels that tell the swaps apart, aAD DBCAE, then bBE DECAB. As
-    the group S5 is not solvable, no transformer of a fixed depth is expected to answer at once for all lengths
-    (Barrington 1989; Merrill & Sabharwal 2023).
+    swaps, with a label that tells the swaps apart, and writes the row. As the group S5 is not solvable, no transformer
+    of a fixed depth is expected to answer at once for all lengths (Barrington 1989; Merrill & Sabharwal 2023).
     """
     row = "".join(rng.permutation(list("ABCDE")))
     moves, rows = walk(swaps, row, length, rng)
     said = [f"{label}{move}" for label, move in zip("abcdefghijklmnopqrstuvwxyz", moves)]
-    return Problem(f"{row} {' '.join(said)}?", [f"{s} {r}" for s, r in zip(said, rows)], rows[-1])
+    return Problem(f"{' '.join(said)}: {row}?", [f"{s} {r}" for s, r in zip(said, rows)], rows[-1])
 
 
 @functools.cache
@@ -143,14 +131,13 @@ def stories(length, rng):
 
 
 TASKS = {  # and the difficulties to test at; training goes one beyond, so that the hardest is not its edge
-    "addition": (addition, [1, 2, 3, 4, 5, 6]),
-    "permutations": (permutations, [1, 2, 3, 4, 6, 8, 10]),
+    "permutations": (permutations, [1, 2, 3, 4, 6, 8, 12, 16, 20, 24]),
     "stories": (stories, [1, 2, 3, 4, 5, 6]),
 }
 
 
 def computation(problem):
-    """What is computed in a problem, whatever the names in it and the order of two summands or of who swaps."""
+    """What is computed in a problem, whatever the names in it and the order of two who swap."""
     return " ".join([problem.answer, *("".join(sorted(step)) for step in problem.steps)])
 
 
@@ -170,41 +157,69 @@ def practice(task, difficulty, rng):
 
 TOKENS = {"vocab_size": TOKENIZER.vocab_size, "bos_token_id": END, "eos_token_id": END, "max_position_embeddings": 512}
 SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
-SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 1000.0, "initializer_range": 0.05}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_theta": 1000.0, "initializer_range": 0.05}
 CONFIG = dataclasses.replace(model.ARCHITECTURES["qwen3"], **TOKENS, **SIZES)  # 0.2 million parameters
+DEEP = dataclasses.replace(CONFIG, num_hidden_layers=12)  # the same with four times the layers
 
 
-def train(params, task, way, progress, rng, largest=None, batch=12, lr=0.005):
-    """Trains params, in place, to write the answers to a task's problems, directly or in steps. progress: yields how
-    much is done, 0 to 1, once a step. Until 0.4 the difficulty grows, to `largest`; easier problems stay more frequent,
-    as they teach the first step, with which all others begin.
+def train(params, config, task, way, progress, rng, changed=None, largest=None, batch=32, lr=0.005):
+    """Trains params, in place, to write the answers to a task's problems in one of the ways. progress: yields how much
+    is done, 0 to 1, once a step. changed(problem, rng) -> problem: what is written instead. The difficulty grows by
+    half whenever a problem costs less than half a nat, up to `largest`, and from 0.7 on all problems come. Easier ones
+    stay more frequent, as they teach the first step, with which all others begin.
     """
-    optimizer, largest = Optimizer("muon", lr), largest or TASKS[task][1][-1] + 1
+    optimizer, largest, hardest, nats = Optimizer("muon", lr), largest or TASKS[task][1][-1] + 1, 2, 1.0
     for done in progress:
-        limit = max(2, largest * min(1, done / 0.4))
-        problems = [practice(task, math.ceil(limit * (1 - rng.random()) ** 1.5), rng) for _ in range(batch)]
+        if nats < 0.5 or done >= 0.7:
+            hardest, nats = largest if done >= 0.7 else min(largest, hardest + math.ceil(hardest / 2)), 1.0
+        problems = [practice(task, math.ceil(hardest * (1 - rng.random()) ** 1.5), rng) for _ in range(batch)]
+        problems = [changed(problem, rng) for problem in problems] if changed else problems
         answers = [TOKENIZER.encode(written(problem, way)) + [END] for problem in problems]
-        inputs, targets = map(xp.asarray, as_rows(list(map(prompt, problems)), answers))
-        _, backward = model.loss(params, CONFIG, inputs, targets)
-        grads = backward()
-        clip(grads)
-        optimizer.step(params, grads, warm_up_and_decay(done))
+        count, losses = sum(map(len, answers)), []
+
+        def gradient(part):
+            _, inputs, targets = part
+            loss, backward = model.loss(params, config, inputs, targets, count=count)
+            losses.append(loss)
+            return backward()
+
+        rows = as_rows([prompt(problem, way) for problem in problems], answers)
+        parts = pieces(*rows, size=max(8, 100 // hardest))  # of about as many tokens
+        descend(gradient, parts, params, optimizer, warm_up_and_decay(done))
+        nats += 0.1 * (sum(losses) * count / batch - nats)
 
 
-# --------------------------------------------------- several chains: sampling, self-consistency, and a verifier
-
-TEMPERATURE = 1.5  # so that chains of a problem differ, and go wrong now and then
+# ----------------------------------------------------------- one chain, and the number of tokens it may have
 
 
-def sample(params, problems, way, temperature=0.0, n=1, rng=None, parallel_map=map):
-    """What the model writes, n times for each problem: a list of lists of n lists of ids. Temperature 0 takes the
-    likeliest token, which is often best where a chain is the only one.
-    """
-    prompts = [prompt(problem) for problem in problems for _ in range(n)]
+def sample(params, config, problems, way, temperature=0.0, n=1, rng=None, parallel_map=map):
+    """What the model writes, n times for each problem: lists of n lists of ids. Temperature 0: the likeliest tokens."""
+    prompts = [prompt(problem, way) for problem in problems for _ in range(n)]
     room = 5 + max(len(TOKENIZER.encode(written(problem, way))) for problem in problems)
-    size = min(256, math.ceil(len(prompts) / cores()))
-    drawn = sample_answers(params, CONFIG, prompts, room, temperature, rng, parallel_map, size)
-    return [drawn[start : start + n] for start in range(0, len(drawn), n)]
+    drawn = sample_answers(params, config, prompts, room, temperature, rng, parallel_map)
+    return [drawn[i : i + n] for i in range(0, len(drawn), n)]
+
+
+def thinking(ids):
+    """How many tokens a chain has before the mark of its answer."""
+    mark = TOKENIZER.encode(lines([MARK]))
+    return next((i for i in range(len(ids)) if ids[i : i + len(mark)] == mark), len(ids))
+
+
+def forced(params, config, problems, chains, budget, parallel_map=map):
+    """Budget forcing (Muennighoff et al. 2025, section 3): a chain that thinks for more tokens than the budget is cut
+    off there, the mark of the answer is put behind it, and the model goes on. chains: one for each problem.
+    """
+    mark = TOKENIZER.encode(lines([MARK]))
+    cut = [i for i, ids in enumerate(chains) if thinking(ids) > budget]
+    begun = [chains[i][:budget] + mark for i in cut]
+    prompts, room = [prompt(problems[i]) + ids for i, ids in zip(cut, begun)], 3 + max(len(p.answer) for p in problems)
+    ends = sample_answers(params, config, prompts, room, 0.0, None, parallel_map)
+    found = {i: ids + end for i, ids, end in zip(cut, begun, ends)}
+    return [found.get(i, ids) for i, ids in enumerate(chains)]
+
+
+# ------------------------------------------------------------- several chains: self-consistency, and a verifier
 
 
 def majority(answers):
@@ -213,62 +228,67 @@ def majority(answers):
     return votes.most_common(1)[0][0] if votes else None
 
 
-def marked_chains(params, task, progress, rng, n=4, parallel_map=map):
+def marked_chains(params, config, task, difficulty, progress, rng, n=8, parallel_map=map):
     """Comparisons of n chains for each of some practice problems: a list of (prompt, chains, pairs), a pair being the
     numbers of a right and a wrong chain. Nobody marks the steps: a chain with a right answer is a right one.
     """
-    comparisons, harder = [], TASKS[task][1][1:]
+    comparisons = []
     for _ in progress:
-        problems = [practice(task, int(rng.choice(harder)), rng) for _ in range(256 // n)]
-        for problem, chains in zip(problems, sample(params, problems, "cot", TEMPERATURE, n, rng, parallel_map)):
+        problems = [practice(task, difficulty, rng) for _ in range(64 // n)]
+        for problem, chains in zip(problems, sample(params, config, problems, "cot", 1.0, n, rng, parallel_map)):
             marks = [reward(problem, ids) for ids in chains]
             pairs = [(i, j) for i in range(n) for j in range(n) if marks[i] > marks[j]]
             comparisons.append((prompt(problem), chains, pairs))
     return comparisons
 
 
-def train_verifier(params, comparisons, progress, seed, parallel_map=map):
+def train_verifier(params, config, comparisons, progress, seed, parallel_map=map):
     """Returns a verifier's params: a copy of the model learns by DPO to find right chains likelier than wrong ones, and
-    its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3). A scalar head, as of Cobbe et al. 2021,
-    would have to learn anew what the model knows: what it finds likely is nearly always right here.
+    its log-likelihood is the verdict (V-STaR, Hosseini et al. 2024, section 3); Cobbe et al. (2021) train a new head.
     """
-    if not any(pairs for _, _, pairs in comparisons):  # all are right, or all wrong
-        return params
-    return rlhf.dpo(params, CONFIG, comparisons, progress, seed=seed, parallel_map=parallel_map)
+    learnable = any(pairs for _, _, pairs in comparisons)  # all may be right, or all wrong
+    how = {"batch": 8, "seed": seed, "parallel_map": parallel_map}
+    return rlhf.dpo(params, config, comparisons, progress, **how) if learnable else params
 
 
-def best_of(verifier, problems, chains, parallel_map=map):
-    """For each problem the answer of the chain that the verifier likes best. chains: as `sample` returns them."""
+def verdicts(verifier, config, problems, chains, parallel_map=map):
+    """log p(z, y | x) of each chain, (problems, n): how much a verifier likes it, or a model finds it likely."""
     texts = [(prompt(problem), ids) for problem, own in zip(problems, chains) for ids in own]
-    verdicts = evaluate(log_likelihoods, verifier, CONFIG, *as_rows(*zip(*texts)), parallel_map)  # log p(z, y | x)
-    best = verdicts.reshape(len(problems), -1).argmax(axis=1)
-    return [answer_in(own[i]) for own, i in zip(chains, best)]
+    values = evaluate(log_likelihoods, verifier, config, *as_rows(*zip(*texts)), parallel_map)
+    return values.reshape(len(problems), -1)
 
 
 # ---------------------------------------------------------------- reinforcement learning on verifiable answers
 
 
-def reinforce(params, task, difficulties, progress, rng, lr=3e-4, questions=16, group=8, parallel_map=map):
+def reinforce(
+    params, config, draw, reward, progress, rng, room, lr, questions=16, group=8, right=False, size=32, parallel_map=map
+):
     """GRPO, without its KL penalty, on nothing but right or wrong: no solution is shown (DeepSeek-AI 2025). With one
     step for what was sampled, the ratio of PPO is 1, and the loss -Σ A log π(z, y | x) / tokens, over all chains. The
-    learning rate falls to 0 in a line. Returns the new params.
+    learning rate falls to 0 in a line. right: nothing but right chains is learned, rejection sampling (STaR,
+    Zelikman et al. 2022).
+
+    draw(rng) -> (prompt ids, problem); reward(problem, chain ids) -> a number, at least 1 where it is right. room: most
+    tokens of a chain. size: of the pieces learned from, and half of those sampled, at once. Returns the new params.
     """
     policy, optimizer = copied(params), Optimizer("adamw", lr, 0.0)
     for done in progress:
-        problems = [practice(task, int(rng.choice(difficulties)), rng) for _ in range(questions)]
-        sampled = sample(policy, problems, "cot", 1.0, group, rng, parallel_map)
-        chains = [(problem, ids) for problem, own in zip(problems, sampled) for ids in own]
-        rewards = np.array([reward(problem, ids) for problem, ids in chains], np.float32)
-        advantages = rlhf.group_advantages(rewards, group)
-        tokens = sum(len(ids) for _, ids in chains)
+        # sample
+        asked = [pair for pair in [draw(rng) for _ in range(questions)] for _ in range(group)]
+        prompts, problems = zip(*asked)
+        chains = sample_answers(policy, config, prompts, room, 1.0, rng, parallel_map, 2 * size)
+        # reward, advantage
+        rewards, tokens = np.array(list(map(reward, problems, chains)), np.float32), sum(map(len, chains))
+        advantages = np.float32(rewards >= 1) if right else rlhf.group_advantages(rewards, group)
 
-        def gradient(piece):
-            rows, inputs, targets = piece
-            _, backward = log_likelihoods(policy, CONFIG, inputs, targets)
+        # step
+        def gradient(part):
+            rows, inputs, targets = part
+            _, backward = log_likelihoods(policy, config, inputs, targets)
             return backward(xp.asarray(-advantages[rows] / tokens))
 
-        inputs, targets = as_rows(*zip(*((prompt(problem), ids) for problem, ids in chains)))
-        descend(gradient, pieces(inputs, targets), policy, optimizer, 1 - done, parallel_map)
+        descend(gradient, pieces(*as_rows(prompts, chains), size=size), policy, optimizer, 1 - done, parallel_map)
     return policy
 
 

@@ -1,7 +1,8 @@
 """The human in RLHF, who says which of two answers is more useful, honest and safe.
 
 One sits at the terminal. The other is synthetic: it knows the village (village.py), of which all questions are, and
-reads an answer sentence by sentence. An answer with anything that is no sentence of the village scores nothing; else
+reads an answer sentence by sentence. What has a sentence that is none of the village, or no sentence about what was
+asked, is no answer and scores nothing; else
 
     useful   the share of what was asked that it answers rightly, times the share of its sentences that do so
     honest   0 with a wrong claim, 3/4 with an "I do not know" of what was told, else 1
@@ -86,10 +87,16 @@ def wanted(question):
     return found
 
 
+def concerns(question, meaning):
+    """Whether a sentence is about what was asked, be it right or wrong."""
+    kind, *about = meaning
+    return any(kind == "offer" and about[1] == what or about[:2] == [who, what] for who, what, _ in question)
+
+
 def score(question, answer):
     """{"useful", "honest", "safe"}, each from 0 to 1, of an answer, a text."""
     said = read(answer)
-    if not said:
+    if not any(concerns(question, meaning) for meaning in said):
         return dict.fromkeys(VIRTUES, 0.0)
     met = [bool(some.intersection(said)) for some in wanted(question)]
     truth = FACTS | WAYS

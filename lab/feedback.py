@@ -250,7 +250,7 @@ def learn_from_human(a, folder, instruct, seed):
     print(f"\ngo on comparing with: python rlhf.py --human --out {folder}")
     if not os.path.getsize(path):
         return print("no comparisons yet, nothing to learn from")
-    preferences.learn(instruct, path, os.path.join(folder, "human"), None, seed, a.parallel_map)
+    preferences.learn(instruct, path, os.path.join(folder, "human"), 1.0, seed, a.parallel_map)
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def main(argv=None):
     steps = {name: max(2, round(s.effort * number)) for name, number in STEPS.items()}
     with thread_pool(threads) as pool:
         if s.comparisons is not None:
-            return preferences.learn(s.init, s.comparisons, folder, None, s.seed, pool.map)
+            return preferences.learn(s.init, s.comparisons, folder, s.effort, s.seed, pool.map)
         making = partial(assistant.made, steps=(steps["pre-training"], steps["fine-tuning"]), threads=threads)
         if s.human:
             instruct = s.init or os.path.join(folder, "instruct")

@@ -56,9 +56,9 @@ def read(path):
     return found
 
 
-def learn(init, path, out, steps, seed=0, parallel_map=map):
+def learn(init, path, out, effort=1.0, seed=0, parallel_map=map):
     """Tunes the chat model in folder `init` on the comparisons of a file, and saves it in folder `out`. A tenth of the
-    comparisons, if there are ten, is held out. steps: None for three times each comparison.
+    comparisons, if there are ten, is held out. effort: 1 learns from each comparison three times.
     """
     given = read(path)
     params, config, tokenizer, stop = talk.opened(init, mapped=False)
@@ -77,7 +77,7 @@ def learn(init, path, out, steps, seed=0, parallel_map=map):
     print(f"{len(training):,} comparisons to learn from, {len(held_out):,} held out,", end=" ")
     print(f"{len(given) - len(comparisons):,} left out: longer than the context, or two answers that are the same")
     batch = min(8, len(training))
-    progress = counted("DPO", steps or max(20, 3 * len(training) // batch))
+    progress = counted("DPO", max(1, round(effort * max(20, 3 * len(training) // batch))))
     lr = 1e-3 * min(1.0, 128 / config.hidden_size)
     policy = rlhf.dpo(
         copied(params), config, training, progress, lr=lr, batch=batch, seed=seed, parallel_map=parallel_map

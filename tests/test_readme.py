@@ -13,7 +13,6 @@ import shlex
 import shutil
 import sys
 from dataclasses import field, fields, make_dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ import finetune
 import layers
 import lecture
 from engine import corpus, to_numpy, xp
-from lab import annotator, claims, feedback, pretrain, reasoning
+from lab import assistant, claims, pretrain, results, verifiable, village
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,6 +84,9 @@ def world(tmp_path_factory):
     base, tuned = str(folder / "runs" / "book"), str(folder / "runs" / "2")
     pretrain.main([*SIZES, "--data", book, "--steps", "2", "--out", base])
     finetune.main(["--data", chats, "--init", base, "--steps", "1", "--out", tuned])
+    compared = {"prompt": "What does it do?", "chosen": "It reads.", "rejected": "It was."}
+    (folder / "COMPARISONS.jsonl").write_text((json.dumps(compared) + "\n") * 12)
+    verifiable.small_sums(folder / "PROBLEMS.jsonl", 10)
     for name, like in {"checkpoint": base, "runs/1": base, "DIR": tuned, "runs/assistant": tuned}.items():
         shutil.copytree(like, folder / name)
     return folder
@@ -98,11 +100,14 @@ def here(world, library, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(corpus, "library", library)
     monkeypatch.setattr(claims, "FIGURES", str(folder / "figures"))
-    monkeypatch.setattr(
-        annotator, "documented", lru_cache(annotator.documented.__wrapped__)
-    )  # of this library, only here
-    for module in reasoning, feedback:
-        monkeypatch.setattr(module, "clock", lambda label, seconds, steps=1: iter((0.0, 0.5)))
+    training, held_out, unasked = village.parted()
+    monkeypatch.setattr(village, "parted", lambda: (training, held_out[::40], unasked[::40]))
+    monkeypatch.setattr(assistant, "LINES", 600)
+    monkeypatch.setattr(assistant, "ASKED", 40)
+    monkeypatch.setattr(results, "FOLDER", str(folder / "results"))
+    monkeypatch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
+    monkeypatch.setattr(verifiable, "SHOWN", [])  # in so small a window there is no room for it
+    monkeypatch.setattr(verifiable, "TASK", "")
     small = [
         (one.name, one.type, field(default=TINY[one.name], metadata=one.metadata))
         for one in fields(pretrain.Settings)
@@ -184,15 +189,13 @@ def small(script, arguments):
         arguments += ["--steps", "3"]
         if script == "train.py" and not given & {"--init", "--resume"}:
             arguments += SIZES
-    if script == "rlhf.py":
-        arguments += ["--minutes", "0.01"]
+    if script == "cot.py" and "--load" not in given:
+        arguments += ["--steps", "10"]
+    if "--reinforce" in given:
+        arguments += "--rounds 1 --budget 8 --questions 1 --group 2 --held-out 1".split()
+    if script == "rlhf.py" and "--comparisons" not in given:
+        arguments += ["--effort", "0.005"]
     return arguments
-
-
-def short_cot(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
-        reasoning.main(arguments)
 
 
 def one_slide():
@@ -201,10 +204,7 @@ def one_slide():
         lecture.main([])
 
 
-SHORT = {  # the two that take long
-    ("lecture.py",): one_slide,
-    ("cot.py",): lambda: short_cot("--minutes", "0.01"),
-}
+SHORT = {("lecture.py",): one_slide}  # all of it takes long
 MADE = {
     "train.py": "model.safetensors",
     "finetune.py": "model.safetensors",

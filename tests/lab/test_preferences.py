@@ -67,9 +67,9 @@ def test_a_chat_model_learns_what_was_preferred(tmp_path, capsys):
     base, init, out = (str(tmp_path / name) for name in ("base", "init", "out"))
     pretrain.pretrain(sizes | {"data": [str(text)], "out": base, "steps": 30})
     with pytest.raises(ValueError, match="never in a chat"):
-        preferences.learn(base, str(path), out, 20)
+        preferences.learn(base, str(path), out)
     finetune.finetune({"data": [str(chat)], "init": base, "out": init, "steps": 20})
-    preferences.learn(init, str(path), out, 20)
+    preferences.learn(init, str(path), out)
     said = capsys.readouterr().out
     assert "18 comparisons to learn from, 2 held out" in said and "100.0% of held-out" in said
     before, after = (model.load(folder)[0] for folder in (init, out))
