@@ -122,7 +122,7 @@ SLIDES = {
     "reasoning": Slide("Razonamiento", "cot.py", {
         reasoning.steps_before_the_answer_solve_more: cot.train,
         reasoning.a_quick_answer_is_for_easy_problems: cot.reward,
-        reasoning.harder_problems_take_longer: cot.sample,
+        reasoning.harder_problems_take_longer: cot.forced,
     }),
 }
 # fmt: on

@@ -5,7 +5,6 @@ reinforced (lab/verifiable.py).
 
 import json
 import os
-import platform
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from engine.cli import option
 from engine.files import write_text
 from engine.runs import keep_freed_memory
 from engine.threads import cores, thread_pool
-from lab import controls, talk, thinking, verifiable
+from lab import controls, results, talk, thinking, verifiable
 from lab.controls import WAYS, exam
 
 
@@ -66,19 +65,15 @@ def over(function, summaries):
 
 
 def gathered(runs):
-    """Writes the summaries of several seeds as results/cot.json, and figures of the means."""
-    results = {"command": f"python cot.py --seeds {len(runs)}", "seeds": [run["seed"] for run in runs]}
-    results |= {"machine": f"{platform.processor() or platform.machine()}, {cores()} cores, NumPy {np.__version__}"}
-    results |= {name: over(function, runs) for name, function in {"mean": np.mean, "low": min, "high": max}.items()}
-    os.makedirs("results", exist_ok=True)
-    write_text("results/cot.json", json.dumps(results, indent=1) + "\n")
-    figures(results["mean"])
-    print(f"results/cot.json\n\n{markdown(results)}")
+    """Stores the summaries of several seeds as results/cot.json, and draws figures of their means."""
+    results.store("cot", f"python cot.py --seeds {len(runs)}", runs)
+    figures(over(np.mean, runs))
+    print(markdown(runs))
 
 
-def markdown(results):
+def markdown(runs):
     """The README's table: right answers in per cent, mean and range of the seeds."""
-    tables = [results[which]["tasks"]["permutations"] for which in ("mean", "low", "high")]
+    tables = [over(function, runs)["tasks"]["permutations"] for function in (np.mean, min, max)]
     rows = [["swaps", *map(round, tables[0]["difficulty"])]]
     for way, (name, _) in WAYS.items():
         cells = []

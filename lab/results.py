@@ -25,16 +25,16 @@ def machine():
 
 
 def store(name, command, runs):
-    """Writes results/NAME.json. runs: the summaries of some seeds, {"seed", …} each."""
+    """Writes results/NAME.json where the program is run. runs: the summaries of some seeds, {"seed", …} each."""
     stored = {"command": command, "machine": machine(), "seeds": [run["seed"] for run in runs], "runs": runs}
-    os.makedirs(FOLDER, exist_ok=True)
-    path = os.path.join(FOLDER, f"{name}.json")
+    os.makedirs("results", exist_ok=True)
+    path = os.path.join("results", f"{name}.json")
     replace(path, lambda new: write_text(new, json.dumps(stored, indent=1) + "\n"))
-    print(f"\nstored: {os.path.relpath(path)}")
+    print(f"\nstored: {path}")
 
 
 def stored(name):
-    """What `store` wrote, or None."""
+    """What the repository has of it, or None."""
     path = os.path.join(FOLDER, f"{name}.json")
     return read_object(path) if os.path.exists(path) else None
 

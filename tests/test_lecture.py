@@ -167,6 +167,8 @@ def test_reasoning_is_read_from_its_results(results_folder):
 def test_the_six_are_measured_and_read(results_folder, monkeypatch, capsys):
     tiny = {"layers": 2, "hidden": 32, "heads": 2, "vocab": 300, "batch": 2, "context": 32}
     monkeypatch.setattr(tables, "ARCHITECTURES", ["qwen3", "kimi-k2"])
+    monkeypatch.chdir(results_folder)
+    monkeypatch.setattr(results, "FOLDER", "results")
     text = results_folder / "text.txt"
     text.write_text("once upon a time " * 500)
     tables.measure_architectures(3, 0, data=[str(text)], **tiny)

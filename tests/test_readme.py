@@ -23,7 +23,7 @@ import finetune
 import layers
 import lecture
 from engine import corpus, to_numpy, xp
-from lab import assistant, claims, pretrain, results, verifiable, village
+from lab import assistant, claims, pretrain, verifiable, village
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,7 +104,6 @@ def here(world, library, tmp_path, monkeypatch):
     monkeypatch.setattr(village, "parted", lambda: (training, held_out[::40], unasked[::40]))
     monkeypatch.setattr(assistant, "LINES", 600)
     monkeypatch.setattr(assistant, "ASKED", 40)
-    monkeypatch.setattr(results, "FOLDER", str(folder / "results"))
     monkeypatch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
     monkeypatch.setattr(verifiable, "SHOWN", [])  # in so small a window there is no room for it
     monkeypatch.setattr(verifiable, "TASK", "")

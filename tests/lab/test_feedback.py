@@ -70,7 +70,7 @@ def small(monkeypatch):
 
 
 def test_the_whole_chain_in_seconds(small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results, "FOLDER", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
     feedback.main(["--out", str(tmp_path / "out"), "--effort", "0.005", "--seeds", "2", "--seed", "3"])
     stored = json.loads((tmp_path / "results" / "rlhf.json").read_text())
     assert stored["seeds"] == [3, 4] and stored["command"] == "python rlhf.py --seeds 2 --seed 3"
