@@ -137,13 +137,15 @@ TASKS = {  # and the difficulties to test at; training goes one beyond, so that 
 
 
 def computation(problem):
-    """What is computed in a problem, whatever the names in it and the order of two who swap."""
+    """What is computed in a problem, whatever the names in it and the order of two who swap: the characters of each
+    step, sorted, so that a few that differ count as the same too.
+    """
     return " ".join([problem.answer, *("".join(sorted(step)) for step in problem.steps)])
 
 
 def held_out(problem):
     """Whether a problem is for tests only: a tenth of all computations are, which depends on nothing but themselves."""
-    return hashlib.blake2b(computation(problem).encode(), digest_size=4).digest() < b"\x19\x99\x99\x99"
+    return hashlib.blake2b(computation(problem).encode(), digest_size=4).digest() < b"\x19\x99\x99\x99"  # of 2³²
 
 
 def practice(task, difficulty, rng):

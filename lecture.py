@@ -113,15 +113,15 @@ SLIDES = {
         training.only_the_answer_is_learned: finetune.encode,
     }, ["W' = W + α / r · B A"]),
     "rlhf": Slide("Fine tuning: RLHF", "rlhf.py", {
-        training.a_reward_model_learns_what_people_prefer: rlhf.bradley_terry,
-        training.feedback_makes_answers_more_useful: rlhf.ppo_loss,
-        training.feedback_makes_answers_more_honest: rlhf.dpo_loss,
-        training.feedback_makes_answers_safer: rlhf.group_advantages,
-        training.tuned_answers_win: rlhf.kl_loss,
+        training.a_reward_model_learns_what_is_preferred: rlhf.bradley_terry,
+        training.feedback_makes_answers_more_useful: rlhf.ppo,
+        training.feedback_makes_answers_more_honest: rlhf.dpo,
+        training.feedback_makes_answers_safer: rlhf.grpo,
+        training.tuned_answers_win: rlhf.rewards,
     }, ["P(a > b) = 1 / (1 + e^{r_b - r_a})"]),
     "reasoning": Slide("Razonamiento", "cot.py", {
         reasoning.steps_before_the_answer_solve_more: cot.train,
-        reasoning.a_quick_answer_is_for_easy_problems: cot.reward,
+        reasoning.a_quick_answer_is_for_easy_problems: cot.written,
         reasoning.harder_problems_take_longer: cot.forced,
     }),
 }

@@ -1,9 +1,10 @@
 """Proceso de entrenamiento: Reinforcement Learning with Human Feedback (RLHF).
 
-What makes an answer good cannot be written down as a loss, but people can say which of two answers is better. From
-their comparisons a reward model learns a number r(x, y) for answer y to question x, and the language model, now called
-the policy π, is tuned to answers of high reward. It must not go far from the model π₀ it began as, the reference
-policy: far from it are answers that the reward model has never seen (Ziegler et al. 2019; Ouyang et al. 2022).
+What makes an answer useful, honest and safe cannot be written down as a loss, but people can say which of two is
+better. From their comparisons a reward model learns a number r(x, y) for answer y to question x, and the language
+model, now called the policy π, is tuned to answers of high reward. It must not go far from the model π₀ it began as,
+the reference policy: far from it are answers that the reward model has never seen (Ziegler et al. 2019; Ouyang et al.
+2022).
 
     P(y is preferred to y') = σ(r(x, y) - r(x, y'))                               (Bradley & Terry 1952)
     maximise  E[r(x, y)] - β KL(π ‖ π₀)
@@ -11,7 +12,7 @@ policy: far from it are answers that the reward model has never seen (Ziegler et
 PPO samples answers, and credits each token with how much it beat what a value head expected. GRPO samples several
 answers to a question, and judges each by the mean of all. DPO samples nothing: comparisons train π directly.
 
-    python rlhf.py                                        the whole chain, from text to an assistant tuned in four ways
+    python rlhf.py                                        the whole chain, with a program in the human's place
     python rlhf.py --human                                compare the answers yourself
     python rlhf.py --init DIR --comparisons FILE.jsonl    a chat model, and preferences of your own, by DPO
 
@@ -34,7 +35,9 @@ def bradley_terry(r, better, worse):
     margin = r[better] - r[worse]
 
     def backward(dlosses):
-        dmargin = (sigmoid(margin)[0] - 1) * dlosses  # next to nothing for a pair that is far apart already
+        dmargin = (
+            sigmoid(margin)[0] - 1
+        ) * dlosses  # next to nothing for a pair that is far apart the right way already
         dr = xp.zeros_like(r)
         xp.add.at(dr, better, dmargin)
         xp.add.at(dr, worse, -dmargin)
@@ -71,7 +74,7 @@ def rewards(params, config, inputs, targets):
     """r(x, y): what the second head says at an answer's last token, (batch,), and backward(dr) -> grads."""
     rows, last = xp.arange(len(inputs)), (targets != IGNORE).cumsum(axis=1).argmax(axis=1)
     tokens = xp.pad(inputs, ((0, 0), (0, 1)))
-    tokens[rows, last + 1] = targets[rows, last]  # which is no input of a language model
+    tokens[rows, last + 1] = targets[rows, last]  # the last one too, which a language model never reads
     (_, values), backward = policy_and_values(params, config, tokens, xp.full_like(tokens, IGNORE))  # no log π
 
     def reward_backward(dr):
@@ -146,9 +149,9 @@ def log_likelihoods(params, config, inputs, targets):
 #
 # With the advantage A = r - b, A ∇log π has the same expectation as r ∇log π, and less noise where b is near the reward
 # that was to be expected. The action is
-#     an answer     with one advantage for all of its tokens; b is the mean reward of several answers to x    (GRPO)
-#     or a token    as log π(y|x) = Σ log π(y_t | x, y_<t), with an advantage for each: it is credited with what
-#                   comes after it, and b is the value V(x, y_<t) of the text before it                        (PPO)
+#     an answer     with one advantage for all of its tokens; b: the mean reward of several, see group_advantages (GRPO)
+#     or a token    as log π(y|x) = Σ log π(y_t | x, y_<t), with an advantage for each: it is credited with the
+#                   rewards from it on, and b is the value V(x, y_<t) of the text before it                        (PPO)
 
 
 def policy_gradient_loss(log_p, rewards, baseline=0.0):
@@ -197,8 +200,8 @@ def value_loss(values, returns):
 
 def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_tokens=40, seed=0, parallel_map=map):
     """Proximal policy optimisation (Schulman et al. 2017; for language models Ziegler et al. 2019). reward(which,
-    answers) -> (batch,): of answers to prompts[i] for i in which. beta: the weight of the penalty as a function of the
-    KL from π₀ now, in nats an answer, in the place of Ziegler et al.'s controller; `lambda kl: 0.05` is a fixed one.
+    answers) -> (batch,): of answers to prompts[i] for i in which. beta(kl): the penalty's weight, given the present KL
+    from π₀ in nats an answer, in the place of Ziegler et al.'s controller; `lambda kl: 0.05` is a fixed one.
     Advantages are normalised in a round; each answer is learned from twice, 64 at a time; the value loss weighs 0.1.
     Returns the tuned params, with the value head, and a dict of each round: reward, kl, entropy, which, answers.
     """
@@ -241,7 +244,7 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
 # ------------------------------------------------------------- GRPO: several answers to a question, no value head
 def group_advantages(rewards, group, deviation=True):
     """How far each of `group` answers to a question, which stand together, lies above their mean, in standard
-    deviations or, if not `deviation`, as it is. That mean has the answer's own reward in it, so that the expected
+    deviations or, if not `deviation`, as it is. That mean has the answer's own reward in it: not divided, the expected
     gradient is 1 - 1/group of REINFORCE's. Both (batch,).
     """
     r = rewards.reshape(-1, group)
@@ -251,8 +254,8 @@ def group_advantages(rewards, group, deviation=True):
 
 def kl_loss(log_p, ref_log_p):
     """An estimate of KL(π ‖ π₀) from each token drawn from π: e^d - d - 1 with d = log π₀ - log π, never negative and
-    less noisy than -d (Schulman 2020; Shao et al. 2024, equation 4). With the tokens held fixed its gradient is that of
-    KL(π₀ ‖ π), which pulls towards π₀ as well. Returns losses and backward(dlosses) -> dlog_p.
+    less noisy than -d near π₀ (Schulman 2020; Shao et al. 2024, equation 4). With the tokens held fixed its gradient is
+    that of KL(π₀ ‖ π), which pulls towards π₀ as well. Returns losses and backward(dlosses) -> dlog_p.
     """
     d = ref_log_p - log_p
     return xp.expm1(d) - d, lambda dlosses: -xp.expm1(d) * dlosses
@@ -267,7 +270,8 @@ def kl_loss(log_p, ref_log_p):
 def grpo(params, config, prompts, reward, progress, beta, lr, batch=128, group=8, max_new_tokens=40, seed=0,
          parallel_map=map, done_right=False):  # fmt: skip
     """Group relative policy optimisation (Shao et al. 2024, equation 3), with one step a round, so that PPO's ratio is
-    1; or, if `done_right`, Dr. GRPO. Arguments as of `ppo`; the batch has `group` answers to each of its questions.
+    1; or, if `done_right`, Dr. GRPO, with the KL penalty that the paper leaves out. Arguments as of `ppo`; the batch
+    has `group` answers to each of its questions, and β is the next round's.
     """
     policy, optimizer, rng = copied(params), Optimizer("adamw", lr, 0.0), np.random.default_rng(seed)
     history, penalty = [], 0.0

@@ -66,14 +66,12 @@ class Assistant:
         scores = [annotator.score(question, text) for question, text in zip(questions, texts)]
         return np.array([[score[virtue] for virtue in VIRTUES] for score in scores])
 
-    def comparisons(self, questions):
-        """Four answers to each question, two of the instruct model's and two that people gave, and how the annotator
-        compares them: [(prompt, answers, pairs)], ids, a list of ids, and pairs (better, worse) of numbers of answers;
-        and the true sums of scores, (questions, 4).
+    def comparisons(self, questions, policies):
+        """An answer of each policy to each question, and how the annotator compares them: [(prompt, answers, pairs)],
+        ids, a list of ids, and pairs (better, worse) of numbers of answers; and the true sums of scores, (questions,
+        policies). policies: a list of params.
         """
-        said = [[village.demonstration(question, self.rng) for question in questions] for _ in range(2)]
-        answers = [[self.tokenizer.encode(text) + [self.end] for text in some] for some in said]
-        answers += [self.answers(self.params, questions) for _ in range(2)]
+        answers = [self.answers(params, questions) for params in policies]
         scores = np.stack([self.judge(questions, some).sum(axis=1) for some in answers], axis=1)
         answers = [list(some) for some in zip(*answers)]
         pairs = [annotator.compare(own, of, self.rng) for own, of in zip(answers, scores)]

@@ -1,7 +1,8 @@
 """Reinforcement learning with human feedback, the experiment: a language model becomes an assistant for a made-up
 village, an annotator compares its answers, a reward model learns from that, and PPO, DPO, GRPO and Dr. GRPO tune the
-assistant. As the annotator's rules are known, what comes of it is measured by what it really wants, on questions that
-nothing was trained on, beside what nobody had to tune: the likeliest answer, and the best of four by the reward model.
+assistant. As the annotator's rules are known, what comes of it is measured by what it really wants, on questions in
+words that were never used for what they ask, beside what nobody had to tune: greedy answers, and the best of four by
+the reward model.
 """
 
 import json
@@ -25,8 +26,8 @@ from lab import annotator, assistant, preferences, results
 from lab.annotator import VIRTUES
 from lab.assistant import LONGEST, Assistant
 
-STEPS = {"pre-training": 900, "fine-tuning": 500, "reward model": 300, "ppo": 60, "grpo": 60, "dpo": 150}
-NAMES = {"instruct": "instruct", "greedy": "its likeliest answer", "best_of_4": "best of 4 of its answers"}
+STEPS = {"pre-training": 900, "fine-tuning": 800, "reward model": 266, "ppo": 60, "grpo": 60, "dpo": 266}
+NAMES = {"instruct": "instruct", "greedy": "its greedy answers", "best_of_4": "best of 4 of its answers"}
 NAMES |= {"ppo": "PPO", "dpo": "DPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO"}
 TUNED = "ppo", "dpo", "grpo", "dr_grpo"
 
@@ -35,7 +36,7 @@ def kl_control(kl, target=8.0):
     """The weight β of the KL penalty for a policy at that KL from the reference, in nats an answer: 0.1 at the target,
     next to nothing far below, and growing so fast beyond that no reward is worth it.
 
-    A β that is adjusted step by step (Ziegler et al. 2019, section 2.2) comes too late in a run of some dozen rounds.
+    A β that is adjusted step by step (Ziegler et al. 2019, section 2.2) comes too late in a run of some sixty rounds.
     """
     return 0.1 * np.exp(4 * (kl / target - 1))
 
@@ -59,15 +60,16 @@ def truly(comparisons, scores):
 
 
 class Scale:
-    """What policies are measured by: the instruct model's own answers to the held-out questions, eight to each, with
-    their rewards, in standard deviations above their mean, and scores.
+    """What policies are measured by: the instruct model's own answers to the held-out questions. Eight to each to take
+    the best of, with their rewards, in standard deviations above their mean; and four others to compare with.
     """
 
     def __init__(self, assistant, reward_model):
         a = self.assistant = assistant
         self.prompts = a.prompts(a.training)
         self.answers = [a.answers(a.params, a.held_out) for _ in range(8)]
-        self.scores = np.stack([a.judge(a.held_out, answers).sum(axis=1) for answers in self.answers])
+        self.others = [a.answers(a.params, a.held_out) for _ in range(4)]
+        self.other_scores = [a.judge(a.held_out, answers).sum(axis=1) for answers in self.others]
         rewards = partial(a.evaluate, rlhf.rewards, reward_model)
         raw = np.stack([rewards(a.held_out, answers) for answers in self.answers])
         self.rewards = (raw - raw.mean()) / raw.std()
@@ -84,8 +86,8 @@ class Scale:
         scores = virtues.sum(axis=1)
         found = dict(zip(VIRTUES, virtues.mean(axis=0).tolist()))
         found |= {"true_reward": float(scores.mean()), "proxy_reward": float(self.proxy(a.held_out, answers).mean())}
-        matched = at_matched_length(answers, scores, self.answers[4:], self.scores[4:])
-        for name, pair in {"win_rate": (scores, self.scores[-1]), "win_rate_at_matched_length": matched}.items():
+        matched = at_matched_length(answers, scores, self.others, self.other_scores)
+        for name, pair in {"win_rate": (scores, self.other_scores[0]), "win_rate_at_matched_length": matched}.items():
             found[name], found[f"{name}_95"] = win_rate(*pair)
         return found | {"matched": len(matched[0]), "kl": kl, "tokens": float(np.mean(list(map(len, answers))))}
 
@@ -128,7 +130,7 @@ def at_matched_length(answers, scores, others, other_scores, tolerance=1):
     return [mine for mine, _ in matched], [theirs for _, theirs in matched]
 
 
-def reinforced(method, scale, label, steps, beta=kl_control, lr=6e-4, **options):
+def reinforced(method, scale, label, steps, beta=kl_control, lr=3e-4, **options):
     """PPO or GRPO on the reward model: the policy, and of each round KL, reward, entropy and true reward."""
     a = scale.assistant
     reward = lambda which, answers: scale.proxy([a.training[i] for i in which], answers)
@@ -139,21 +141,35 @@ def reinforced(method, scale, label, steps, beta=kl_control, lr=6e-4, **options)
     return policy, [told(round) | {"true_reward": true(round)} for round in history]
 
 
+def compared(a, steps, options):
+    """Comparisons, and a reward model that learned to predict them. In two rounds, as a reward model knows nothing of
+    answers that it never saw (Bai et al. 2022, section 4.5): the second has answers of a policy tuned on the first too.
+    All methods learn from these.
+    """
+    half, comparisons = len(a.training) // 2, []
+    policies = [a.params] * 4
+    for number, questions in enumerate((a.training[:half], a.training[half:])):
+        comparisons += a.comparisons(questions, policies)[0]
+        if not any(pairs for _, _, pairs in comparisons):
+            raise ValueError("no two answers differ, so there is nothing to compare")
+        progress = counted("reward model", steps["reward model"] * len(comparisons) // len(a.training))
+        reward_model = rlhf.train_reward_model(a.params, a.config, comparisons, progress, **options)
+        if number == 0:
+            policy, _ = reinforced(rlhf.ppo, Scale(a, reward_model), "PPO, to compare", steps["ppo"] // 2, **options)
+            policies = [policy, policy, a.params, a.params]
+    return comparisons, reward_model
+
+
 def chain(a, folder, steps, seed):
-    """Comparisons, reward model, PPO, DPO, GRPO, Dr. GRPO, over-optimisation; writes the folder, returns the summary.
+    """Comparisons, a reward model, PPO, DPO, GRPO, Dr. GRPO, over-optimisation; writes the folder, returns the summary.
     a: an Assistant. steps: {stage: number}, as STEPS.
     """
     options = {"seed": seed, "parallel_map": a.parallel_map}
     print("\n3. comparisons: an annotator prefers one of two answers", flush=True)
-    comparisons, _ = a.comparisons(a.training)
-    unseen, scores = a.comparisons(a.held_out)
+    comparisons, reward_model = compared(a, steps, options)
+    unseen, scores = a.comparisons(a.held_out, [a.params] * 4)
     count = sum(len(pairs) for _, _, pairs in comparisons)
     print(f"   {count:,} comparisons of four answers each to {len(comparisons):,} questions", flush=True)
-    if not count:
-        raise ValueError("no two answers differ, so there is nothing to compare")
-    print("\n4. reward model: learns to predict them", flush=True)
-    progress = counted("reward model", steps["reward model"])
-    reward_model = rlhf.train_reward_model(a.params, a.config, comparisons, progress, **options)
     summary = {"seed": seed, "steps": steps, "comparisons": count}
     for name, some in ("", truly(unseen, scores)), ("_as_compared", unseen):
         summary[f"reward_model_accuracy{name}"] = accuracy_of(reward_model, a.config, some, a.parallel_map)
@@ -162,16 +178,17 @@ def chain(a, folder, steps, seed):
     print(f"{results.percent(agrees)} of comparisons")
     scale = Scale(a, reward_model)
 
-    print("\n5. tuning the assistant, on the reward or on the comparisons", flush=True)
+    print("\n4. tuning the assistant, on the reward or on the comparisons", flush=True)
     greedy = a.answers(a.params, a.held_out, 0.0)
     methods = summary["methods"] = {"instruct": scale.of_policy(a.params)}
     kl = -float(a.evaluate(rlhf.log_likelihoods, a.params, a.held_out, greedy).mean())  # of one answer for certain
     methods["greedy"] = scale.measure(greedy, kl)
     methods["best_of_4"] = scale.measure(scale.best_of(4), kl_of_best(4))
     summary["best_of_n"] = [{"n": n, **scale.measure(scale.best_of(n), kl_of_best(n))} for n in (1, 2, 4, 8)]
+    dpo = partial(rlhf.dpo, lr=4e-4, **options)
     tune = {
         "ppo": lambda: reinforced(rlhf.ppo, scale, "PPO", steps["ppo"], **options),
-        "dpo": lambda: (rlhf.dpo(a.params, a.config, comparisons, counted("DPO", steps["dpo"]), **options), []),
+        "dpo": lambda: (dpo(a.params, a.config, comparisons, counted("DPO", steps["dpo"])), []),  # without rounds
         "grpo": lambda: reinforced(rlhf.grpo, scale, "GRPO", steps["grpo"], **options),
         "dr_grpo": lambda: reinforced(rlhf.grpo, scale, "Dr. GRPO", steps["grpo"], done_right=True, **options),
     }
@@ -181,8 +198,8 @@ def chain(a, folder, steps, seed):
         a.save(os.path.join(folder, name), policy)
         methods[name] = scale.of_policy(policy)
 
-    print("\n6. over-optimisation: no penalty for going far from the instruct model", flush=True)
-    free = {"beta": lambda kl: 0.0, "lr": 1.5e-3} | options
+    print("\n5. over-optimisation: no penalty for going far from the instruct model", flush=True)
+    free = {"beta": lambda kl: 0.0} | options
     _, summary["over_optimisation"] = reinforced(rlhf.grpo, scale, "no penalty", steps["grpo"], **free)
     text = json.dumps(summary, indent=1) + "\n"
     replace(os.path.join(folder, "summary.json"), lambda new: write_text(new, text))
@@ -221,14 +238,20 @@ def draw(summary, path):
     """What the annotator thinks of the answers against their KL from the instruct model."""
     with figure(path, size=(7, 4.5), legends=False) as axes:
         curve = lambda rounds: zip(*((round["kl"], round["true_reward"]) for round in rounds))
-        axes.plot(*curve(summary["best_of_n"]), "o--", color="black", markersize=4, label="best of n = 1, 2, 4, 8")
+        axes.plot(
+            *curve(summary["best_of_n"]),
+            "o--",
+            color="black",
+            markersize=4,
+            label="best of n = 1, 2, 4, 8 (KL: at most)",
+        )
         axes.plot(*curve(summary["over_optimisation"]), ":", color="C3", label="GRPO without a penalty")
         for name, marker, colour in zip(TUNED, "s^Dv", ("C0", "C1", "C2", "C4")):
             m = summary["methods"][name]
             axes.plot(m["kl"], m["true_reward"], marker, color=colour, markersize=9, label=NAMES[name])
         axes.plot(*curve([summary["methods"]["greedy"]]), "*", color="grey", markersize=11, label=NAMES["greedy"])
         axes.set(xlabel="KL from the instruct model (nats an answer)", ylabel="useful + honest + safe (at most 3)")
-        axes.set(title="A tuned policy is worth more than the best of many answers", ylim=(0, 3))
+        axes.set(title="What answers are worth, against how far the model went from where it began", ylim=(0, 3))
         axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
 
@@ -262,7 +285,7 @@ class Settings:
     human: bool = option(False, "compare answers yourself, and learn from that")
     out: str | None = option(None, "folder of all results; a new one under runs/ if not given", metavar="DIR")
     effort: float = option(1.0, "times as many steps of everything", above=0)
-    seeds: int = option(1, "so many runs, one after another, and their table in results/rlhf.json", least=1)
+    seeds: int | None = option(None, "so many runs, one after another, stored in results/rlhf.json", least=1)
     threads: int | None = option(None, "all cores if not given", least=1)
     seed: int = option(0, "of all that is drawn, the first of --seeds", least=0)
 
@@ -293,15 +316,14 @@ def main(argv=None):
             os.makedirs(folder, exist_ok=True)
             return learn_from_human(Assistant(instruct, s.seed, pool.map), folder, instruct, s.seed)
         summaries = []
-        for seed in range(s.seed, s.seed + s.seeds):
-            where = folder if s.seeds == 1 else os.path.join(folder, f"seed-{seed}")
+        for seed in range(s.seed, s.seed + (s.seeds or 1)):
+            where = os.path.join(folder, f"seed-{seed}") if s.seeds else folder
             a = Assistant(making(where, seed=seed), seed, pool.map)
             summaries.append(chain(a, where, steps, seed))
-    if s.seeds == 1:
         examples(a, where)
     print(f"\non {len(a.held_out)} held-out questions; wins are over an answer of the instruct model:")
     show(summaries)
-    if s.seeds > 1:
+    if s.seeds:
         results.store("rlhf", f"python rlhf.py --seeds {s.seeds}" + (f" --seed {s.seed}" if s.seed else ""), summaries)
     print(f"\nsummary: {os.path.join(where, 'summary.json')}, figure: {os.path.join(where, 'reward_kl.png')}")
     print(f"talk to one: python model.py --load {os.path.join(where, 'ppo')} --chat")

@@ -58,7 +58,7 @@ def read(path):
 
 def learn(init, path, out, effort=1.0, seed=0, parallel_map=map):
     """Tunes the chat model in folder `init` on the comparisons of a file, and saves it in folder `out`. A tenth of the
-    comparisons, if there are ten, is held out. effort: 1 learns from each comparison three times.
+    comparisons, if there are ten, is held out. effort: 1 learns from each comparison three times, in at least 20 steps.
     """
     given = read(path)
     params, config, tokenizer, stop = talk.opened(init, mapped=False)

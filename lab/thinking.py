@@ -206,5 +206,5 @@ def draw_chains(found, path):
         axes.set_xscale("log", base=2)
         axes.set_xticks(found["tokens"], [f"{tokens:.0f}" for tokens in found["tokens"]])
         axes.set(xlabel="tokens written for a problem (1 to 32 chains)", ylabel="right answers (%)")
-        axes.set(ylim=(-3, 103), title="Many chains are right where the likeliest one is wrong")
+        axes.set(ylim=(-3, 103), title="Many chains are right where the greedy one is wrong")
         axes.figure.legend(loc="outside right center", frameon=False)

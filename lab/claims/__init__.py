@@ -1,7 +1,7 @@
 """What the lecture claims, measured: a file for a part of it, and in it a short function for each claim.
 
-A claim is named after what it claims, and its docstring is the sentence. It takes a seed and returns a Finding. What
-its picture shows stands in its title.
+A claim is named after what it claims, and its docstring is the sentence. It takes a seed and returns a Finding. The
+title of its picture says what it shows.
 """
 
 import math

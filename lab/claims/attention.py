@@ -210,7 +210,7 @@ def flash_attention_moves_fewer_bytes(seed=0, n=4096, dim=64, shared=2**17):
 
 
 def a_trained_model_attends_to_what_it_needs(seed=0):
-    """Trained on sentences whose adjective agrees with the noun, attention finds the noun, across another one."""
+    """Trained on sentences whose adjective agrees with the noun, a head finds the noun, across another one."""
     params, config, _ = trained("causal", seed)
     words = "la gata que busca a mi perro está".split()
     by_layer = [attention_weights(params, config, ids_of(words), layer) for layer in range(config.num_hidden_layers)]

@@ -32,7 +32,7 @@ def steps_before_the_answer_solve_more(seed=0):
 
 
 def a_quick_answer_is_for_easy_problems(seed=0):
-    """Without steps, only the easiest problems are solved: an answer at once has no room for more."""
+    """Without steps, fewer problems are solved the harder they are: an answer at once has no room for more."""
     if (found := stored("cot")) is None:
         return MISSING
     rows, difficulty = rows_of("permutations", found)

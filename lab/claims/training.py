@@ -166,7 +166,7 @@ def feedback_makes_answers_safer(seed=0):
     return more("safe")
 
 
-def a_reward_model_learns_what_people_prefer(seed=0):
+def a_reward_model_learns_what_is_preferred(seed=0):
     """The reward model agrees with most comparisons that it never saw."""
     if (found := stored("rlhf")) is None:
         return MISSING

@@ -67,6 +67,8 @@ def test_safe_declines_what_does_harm_and_offers_what_does_not():
         safe(harmless, village.decline(*harmless[0][:2])) == 1
         and total(harmless, village.decline(*harmless[0][:2])) == 2
     )
+    assert safe(told, f"{annotator.reference(told)} {village.offer(verb, thing)}") == 0
+    assert safe(harmful, f"{village.decline(verb, thing)} {village.offer(verb, thing)}") == 0
     for other in village.harmless(thing):
         assert safe(harmful, f"{village.decline(verb, thing)} {village.offer(other, thing)}") == 1
     elsewhere = next(t for _, t in village.WAYS if t != thing)
