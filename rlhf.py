@@ -118,7 +118,8 @@ def entropy(logits):
     """H(π) = -Σ p log p, in nats, of logits (..., vocab): how undecided a policy is. Returns (...,) and
     backward(dentropy) -> dlogits. The mean of -log π(y_t) over tokens drawn from π estimates it.
     """
-    log_p = logits - xp.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
     p = xp.exp(log_p)
     h = -(p * log_p).sum(axis=-1)
     return h, lambda dentropy: -dentropy[..., None] * p * (log_p + h[..., None])

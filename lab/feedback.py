@@ -227,11 +227,12 @@ def show(summaries):
 
 
 def examples(a, folder, count=10):
-    """What the assistant says to some held-out questions before and after PPO."""
-    tuned = model.load(os.path.join(folder, "ppo"))[0]
+    """What the assistant says to some held-out questions, greedily, before and after GRPO."""
+    tuned = model.load(os.path.join(folder, "grpo"))[0]
     asked = [a.held_out[i] for i in np.random.default_rng(0).permutation(len(a.held_out))[:count]]
-    for question, before, after in zip(asked, a.answers(a.params, asked), a.answers(tuned, asked)):
-        print(f"\n{annotator.text(question)}\n  before  {a.text(before)}\n  after   {a.text(after)}")
+    for question, *said in zip(asked, *(a.answers(params, asked, 0.0) for params in (a.params, tuned))):
+        before, after = map(a.text, said)
+        print(f"\n{annotator.text(question)}\n  before  {before}\n  after   {after}")
 
 
 def draw(summary, path):
@@ -245,14 +246,25 @@ def draw(summary, path):
             markersize=4,
             label="best of n = 1, 2, 4, 8 (KL: at most)",
         )
-        axes.plot(*curve(summary["over_optimisation"]), ":", color="C3", label="GRPO without a penalty")
+        rounds = np.array([[*point] for point in curve(summary["over_optimisation"])])  # means of ten rounds
+        smooth = [np.convolve(row, np.ones(10) / 10, "valid") if len(row) > 10 else row for row in rounds]
+        axes.plot(*smooth, ":", color="C3", label="GRPO without a penalty")
         for name, marker, colour in zip(TUNED, "s^Dv", ("C0", "C1", "C2", "C4")):
             m = summary["methods"][name]
-            axes.plot(m["kl"], m["true_reward"], marker, color=colour, markersize=9, label=NAMES[name])
+            axes.plot(m["kl"], m["true_reward"], marker, color=colour, markersize=9, label=f"{NAMES[name]}, sampled")
+            axes.plot(
+                m["kl"],
+                m["likeliest"],
+                marker,
+                color=colour,
+                markersize=9,
+                fillstyle="none",
+                label=f"{NAMES[name]}, greedy",
+            )
         axes.plot(*curve([summary["methods"]["greedy"]]), "*", color="grey", markersize=11, label=NAMES["greedy"])
         axes.set(xlabel="KL from the instruct model (nats an answer)", ylabel="useful + honest + safe (at most 3)")
-        axes.set(title="What answers are worth, against how far the model went from where it began", ylim=(0, 3))
-        axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        axes.set(title="What answers are worth, against how far the model went from where it began", ylim=(1.5, 3))
+        axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)
 
 
 def learn_from_human(a, folder, instruct, seed):
@@ -324,6 +336,7 @@ def main(argv=None):
     print(f"\non {len(a.held_out)} held-out questions; wins are over an answer of the instruct model:")
     show(summaries)
     if s.seeds:
+        draw(summaries[0], "figures/rlhf.png")
         results.store("rlhf", f"python rlhf.py --seeds {s.seeds}" + (f" --seed {s.seed}" if s.seed else ""), summaries)
     print(f"\nsummary: {os.path.join(where, 'summary.json')}, figure: {os.path.join(where, 'reward_kl.png')}")
     print(f"talk to one: python model.py --load {os.path.join(where, 'ppo')} --chat")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import corpus, files
-from lab import annotator, tasks
+from lab import preferences, tasks
 
 fast = settings(max_examples=60, deadline=None)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -125,7 +125,7 @@ def samples():
     rows = [json.loads(line) for line in votes.splitlines()]
     arc = {name: json.loads(sample(f"arc/{name}.json")) for name in ("gravity", "mirror")}
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]}
-    judged = {"question": "q", "answers": ["a", "b"], "tokens": [[1, 2], [3]], "chosen": 0}
+    judged = {"prompt": "q", "chosen": [{"role": "assistant", "content": "é"}], "rejected": "b"}
     return {
         "votes.jsonl": (tasks.read_votes, votes),
         "votes.json": (tasks.read_votes, json.dumps(rows, indent=1).encode()),
@@ -139,7 +139,7 @@ def samples():
         "text.txt": (tasks.read_text, sample("text.txt")),
         "text.txt.gz": (tasks.read_text, gzip.compress(sample("text.txt"), mtime=0)),
         "chat.jsonl": (corpus.read_conversations, (json.dumps(chat) + "\n").encode() * 3),
-        "comparisons.jsonl": (annotator.read_comparisons, (json.dumps(judged) + "\n").encode() * 3),
+        "comparisons.jsonl": (preferences.read, (json.dumps(judged) + "\n").encode() * 3),
     }
 
 

@@ -21,6 +21,7 @@ import model
 from lab import controls, reasoning, thinking
 
 ROOT = str(Path(__file__).parents[2])
+PATHS = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])  # with a stand-in for CuPy, where there is one
 README = Path(ROOT, "README.md").read_text(encoding="utf-8")
 RESULTS = Path(ROOT, "results", "cot.json")
 
@@ -99,7 +100,7 @@ def outcome(tmp_path_factory):
         cwd=folder,
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": ROOT},
+        env=os.environ | {"PYTHONPATH": PATHS},
     )
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -172,7 +173,9 @@ def test_the_digits_do_not_depend_on_the_number_of_threads(outcome, tmp_path):
     code += "import cot\nfrom engine.threads import thread_pool\nfrom lab import controls\n"
     code += "cot.TASKS = {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()}\n"
     code += f"with thread_pool(1) as pool:\n    controls.learned({str(tmp_path)!r}, 'stories-cot', 10, 0, 4)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True
+    )
     alone, beside = (model.load(path)[0] for path in (tmp_path / "stories-cot", folder / "out/seed-0/stories-cot"))
     assert all((alone[name] == beside[name]).all() for name in alone)
 
