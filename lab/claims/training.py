@@ -167,11 +167,11 @@ def feedback_makes_answers_safer(seed=0):
 
 
 def a_reward_model_learns_what_is_preferred(seed=0):
-    """The reward model agrees with most comparisons that it never saw."""
+    """The reward model is right about most pairs of answers to questions that it never saw."""
     if (found := stored("rlhf")) is None:
         return MISSING
     values = [run["reward_model_accuracy"] for run in found["runs"]]
-    return Finding(min(values), f"agrees with {shares(values)} of held-out comparisons", least=0.7)
+    return Finding(min(values), f"right about {shares(values)} of the pairs that differ in worth", least=0.7)
 
 
 def tuned_answers_win(seed=0):
