@@ -35,9 +35,8 @@ def bradley_terry(r, better, worse):
     margin = r[better] - r[worse]
 
     def backward(dlosses):
-        dmargin = (
-            sigmoid(margin)[0] - 1
-        ) * dlosses  # next to nothing for a pair that is far apart the right way already
+        # next to nothing for a pair that is far apart the right way already
+        dmargin = (sigmoid(margin)[0] - 1) * dlosses
         dr = xp.zeros_like(r)
         xp.add.at(dr, better, dmargin)
         xp.add.at(dr, worse, -dmargin)
@@ -74,7 +73,7 @@ def rewards(params, config, inputs, targets):
     """r(x, y): what the second head says at an answer's last token, (batch,), and backward(dr) -> grads."""
     rows, last = xp.arange(len(inputs)), (targets != IGNORE).cumsum(axis=1).argmax(axis=1)
     tokens = xp.pad(inputs, ((0, 0), (0, 1)))
-    tokens[rows, last + 1] = targets[rows, last]  # the last one too, which a language model never reads
+    tokens[rows, last + 1] = targets[rows, last]  # the last token, which is no input of a language model
     (_, values), backward = policy_and_values(params, config, tokens, xp.full_like(tokens, IGNORE))  # no log π
 
     def reward_backward(dr):
@@ -104,27 +103,6 @@ def train_reward_model(params, config, comparisons, progress, lr=3e-3, batch=24,
 
 
 # ------------------------------------------------------------------------------------ the policy gradient: REINFORCE
-def masked_sum(x, mask):
-    """The sum of x where mask is True, a number."""
-    return (x * mask).sum()
-
-
-def masked_mean(x, mask):
-    """The mean of x where mask is True, a number."""
-    return masked_sum(x, mask) / mask.sum()
-
-
-def entropy(logits):
-    """H(π) = -Σ p log p, in nats, of logits (..., vocab): how undecided a policy is. Returns (...,) and
-    backward(dentropy) -> dlogits. The mean of -log π(y_t) over tokens drawn from π estimates it.
-    """
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
-    p = xp.exp(log_p)
-    h = -(p * log_p).sum(axis=-1)
-    return h, lambda dentropy: -dentropy[..., None] * p * (log_p + h[..., None])
-
-
 def sample_answers(params, config, prompts, max_new_tokens, temperature=1.0, rng=None, parallel_map=map, size=64):
     """Answers y ~ π(·|x): a list of lists of ids, each up to a token that ends it, or to max_new_tokens."""
 
@@ -156,9 +134,32 @@ def log_likelihoods(params, config, inputs, targets):
 
 
 def policy_gradient_loss(log_p, rewards, baseline=0.0):
-    """-(r - b) log π: its gradient is REINFORCE's. Returns losses and backward(dlosses) -> dlog_p."""
+    """-(r - b) log π: its gradient is REINFORCE's. rewards: r, or advantages, in which a baseline is already. Returns
+    losses and backward(dlosses) -> dlog_p.
+    """
     advantages = rewards - baseline
     return -advantages * log_p, lambda dlosses: -advantages * dlosses
+
+
+def masked_sum(x, mask):
+    """The sum of x where mask is True, a number."""
+    return (x * mask).sum()
+
+
+def masked_mean(x, mask):
+    """The mean of x where mask is True, a number."""
+    return masked_sum(x, mask) / mask.sum()
+
+
+def entropy(logits):
+    """H(π) = -Σ p log p, in nats, of logits (..., vocab): how undecided a policy is. Returns (...,) and
+    backward(dentropy) -> dlogits. The mean of -log π(y_t) over tokens drawn from π estimates it.
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+    p = xp.exp(log_p)
+    h = -(p * log_p).sum(axis=-1)
+    return h, lambda dentropy: -dentropy[..., None] * p * (log_p + h[..., None])
 
 
 # ------------------------------------------------------------------------- PPO: a value head, and several steps a round
@@ -287,21 +288,22 @@ def grpo(params, config, prompts, reward, progress, beta, lr, batch=128, group=8
         advantages, answered = group_advantages(r, group, not done_right), targets != IGNORE
         tokens = max_new_tokens if done_right else answered.sum(axis=1, keepdims=True)
         # step
-        mask, old_log_p = (answered / (batch * tokens)).astype(np.float32), np.zeros_like(ref_log_p)
+        mask = (answered / (batch * tokens)).astype(np.float32)
+        drawn_log_p = np.zeros_like(ref_log_p)  # of this round's tokens, for kl and entropy: `gradient` fills it in
 
         def gradient(piece):
             rows, inputs, targets, ref_log_p, advantages, mask = piece
             log_p, backward = model.log_likelihood(policy, config, inputs, targets)
-            old_log_p[rows, : log_p.shape[1]] = to_numpy(log_p)
+            drawn_log_p[rows, : log_p.shape[1]] = to_numpy(log_p)
             _, policy_backward = policy_gradient_loss(log_p, advantages)
             _, kl_backward = kl_loss(log_p, ref_log_p)
             return backward(policy_backward(mask) + kl_backward(penalty * mask))
 
         parts = pieces(inputs, targets, ref_log_p, advantages[:, None], mask)
         descend(gradient, parts, policy, optimizer, 1 - done, parallel_map)
-        kl = masked_sum(old_log_p - ref_log_p, answered) / batch
+        kl = masked_sum(drawn_log_p - ref_log_p, answered) / batch
         penalty = beta(kl)  # of the next round; 0 at first, where π = π₀
-        told = {"reward": r.mean(), "kl": kl, "entropy": -masked_mean(old_log_p, answered)}
+        told = {"reward": r.mean(), "kl": kl, "entropy": -masked_mean(drawn_log_p, answered)}
         history.append(told | {"which": which, "answers": answers})
     return policy, history
 

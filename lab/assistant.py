@@ -40,7 +40,7 @@ def made(folder, steps, seed, threads):
 
 
 class Assistant:
-    """An instruct model, and the questions that it is asked: training and held_out, lists."""
+    """An instruct model, and the questions that it is asked: lists: training, held_out, unasked (village.parted)."""
 
     def __init__(self, folder, seed, parallel_map):
         params, self.config, self.tokenizer, _ = talk.opened(folder, mapped=False)

@@ -1,6 +1,6 @@
 """What more thinking is good for, by experiment: a budget of tokens for one chain, many chains for one problem, and
 reinforcement, which finds out by itself that it pays to write more. The last two begin with a model that reasons in
-haste: most of its texts skip steps, so that there are many ways from a problem to its answer, and not all are safe.
+haste: most of its texts skip steps, so that there are many ways from a problem to its answer, and not all lead there.
 """
 
 import os
