@@ -236,7 +236,7 @@ def examples(a, folder, count=10):
 
 
 def draw(summary, path):
-    """What the annotator thinks of the answers against their KL from the instruct model (after Gao et al. 2022, figure 1)."""
+    """What the annotator thinks of answers against their KL from the instruct model (Gao et al. 2022, figure 1)."""
     with figure(path, size=(7, 4.5), legends=False) as axes:
         curve = lambda rounds: zip(*((round["kl"], round["true_reward"]) for round in rounds))
         axes.plot(
