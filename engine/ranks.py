@@ -172,13 +172,19 @@ def lead(main):
         follow() if number else main()
     except BaseException as error:
         if number or called:
-            atexit.register(world.Abort, 1)  # the last that this process does, as others may wait for it
+            atexit.register(abort)  # the last that this process does, as others may wait for it
         if isinstance(error, MPI.Exception) or number and isinstance(error, (ValueError, OSError)):
             raise ValueError(f"rank {number}: {error}") from None
         raise
     finally:
         if not number and not called:
             tell(None)
+
+
+def abort():
+    """Ends all ranks. What this one said last is with mpiexec only when that has read it, which Abort does not wait for."""
+    time.sleep(0.25)
+    world.Abort(1)
 
 
 def launched():
