@@ -182,7 +182,7 @@ def lead(main):
 
 
 def abort():
-    """Ends all ranks. What this one said last is with mpiexec only when that has read it, which Abort does not wait for."""
+    """Ends all ranks, once mpiexec has had the time to read what this one said last: Abort does not wait for that."""
     time.sleep(0.25)
     world.Abort(1)
 

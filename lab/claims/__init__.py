@@ -57,3 +57,15 @@ def tiny(error):
 def shares(values):
     """Shares of several seeds, in per cent: their mean and range."""
     return spread(values, "{:.0%}")
+
+
+def draw_tokens(axes, y, tokens, colours):
+    """A row of boxes at height y, one a token, each in its colour. Returns where the last one ends, in characters."""
+    at = 0
+    for token, colour in zip(tokens, colours):
+        shown = token.strip() or {"\n": "↵"}.get(token, "␣")
+        width = len(shown) + 0.8
+        axes.barh(y, width, left=at, color=colour, alpha=0.3, edgecolor="white", linewidth=2)
+        axes.text(at + width / 2, y, shown, ha="center", va="center", family="monospace", fontsize=9)
+        at += width
+    return at

@@ -6,7 +6,7 @@ from pydoc_data.topics import topics
 import bpe
 from engine import np
 from engine.figure import COLOURS, figure
-from lab.claims import Finding
+from lab.claims import Finding, draw_tokens
 
 STEMS = """agot alarm abrum brill camin calm cant cautiv declar desafi estimul fabric fascin gobern habl inquiet
     interrog naveg observ oper particip penetr provoc refriger simul vigil""".split()
@@ -64,14 +64,9 @@ def sub_words_and_bytes_know_every_word(seed=0):
     def picture(path):
         with figure(path, size=(9, 2.6)) as axes:
             for row, (name, (_, encode, _)) in enumerate(made.items()):
-                tokens, at = encode(SLIDE), 0
-                for i, token in enumerate(tokens):
-                    shown = token.strip() or "␣"
-                    width = len(shown) + 0.8
-                    axes.barh(-row, width, left=at, color=COLOURS[i % 3], alpha=0.3, edgecolor="white", linewidth=2)
-                    axes.text(at + width / 2, -row, shown, ha="center", va="center", family="monospace", fontsize=9)
-                    at += width
-                axes.text(at + 0.5, -row, f"{len(tokens)} tokens", va="center", fontsize=9)
+                tokens = encode(SLIDE)
+                end = draw_tokens(axes, -row, tokens, [COLOURS[i % 3] for i in range(len(tokens))])
+                axes.text(end + 0.5, -row, f"{len(tokens)} tokens", va="center", fontsize=9)
                 axes.text(-1, -row, name, ha="right", va="center")
             axes.set(title="agotador, agotado, agotante, none of them seen before: only words lack them", xlim=(-9, 85))
             axes.set_axis_off()

@@ -9,9 +9,9 @@ import model
 import train
 from architectures import sibling
 from engine import np, xp
-from engine.figure import figure
+from engine.figure import COLOURS, figure
 from finetune import IM_START, encode, end_token, pack, prompt
-from lab.claims import Finding, shares
+from lab.claims import Finding, draw_tokens, shares
 from lab.claims.language import GENDERS, WORDS, fit, ids_of, sentence_of, trained
 from lab.results import mean, spread, stored
 
@@ -125,11 +125,23 @@ def only_the_answer_is_learned(seed=0):
     tokenizer = bpe.train("di el color del gato es rojo user assistant " * 9, 300, special=[IM_START, "<|im_end|>"])
     answer = f"es {TOLD['color'][seed % 6]}"
     chat = [{"role": "user", "content": "di el color del gato"}, {"role": "assistant", "content": answer}]
-    ids, own = encode(tokenizer, chat)
-    learned = tokenizer.decode([i for i, mine in zip(ids, own) if mine])
-    shown = "".join(f"[{tokenizer.decode([i])}]" if mine else tokenizer.decode([i]) for i, mine in zip(ids, own))
-    says = f"{sum(own)} of {len(ids)} tokens have a loss: {learned!r}"
-    return Finding(float(learned == f"{answer}<|im_end|>"), says, least=1, lines=(*shown.strip().splitlines(),))
+    ids, learned = map(np.array, encode(tokenizer, chat))
+    said, shown = tokenizer.decode(ids[learned].tolist()), [tokenizer.decode([int(i)]) for i in ids]
+    boxed = "".join(f"[{token}]" if mine else token for token, mine in zip(shown, learned))
+
+    def picture(path):
+        turns = np.array_split(np.arange(len(ids)), np.flatnonzero(ids == ids[0])[1:])
+        with figure(path, size=(7, 1.9)) as axes:
+            for row, turn in enumerate(turns):
+                colours = [COLOURS[1] if learned[i] else "grey" for i in turn]
+                draw_tokens(axes, -row, [shown[i] for i in turn], colours)
+            title = f"{learned.sum()} of a conversation's {len(ids)} tokens are learned: the answer, and that it ends"
+            axes.set(title=title, ylim=(0.6 - len(turns), 0.6))
+            axes.set_axis_off()
+
+    says = f"{learned.sum()} of {len(ids)} tokens have a loss: {said!r}"
+    right = float(said == f"{answer}<|im_end|>")
+    return Finding(right, says, least=1, picture=picture, lines=(*boxed.strip().splitlines(),))
 
 
 # ----------------------------------------------------------------------------------------------- RLHF
