@@ -26,13 +26,12 @@ from lab import annotator, assistant, preferences, results
 from lab.annotator import VIRTUES
 from lab.assistant import LONGEST, Assistant
 
-STEPS = {"pre-training": 900, "fine-tuning": 800, "reward model": 266, "ppo": 60, "grpo": 60, "dpo": 266}
-NAMES = {"instruct": "instruct", "greedy": "its greedy answers", "best_of_4": "best of 4 of its answers"}
-NAMES |= {"ppo": "PPO", "dpo": "DPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO"}
-TUNED = "ppo", "dpo", "grpo", "dr_grpo"
+STEPS = {"pre-training": 900, "fine-tuning": 800, "reward model": 266, "ppo": 120, "grpo": 80, "dpo": 266}
+UNTUNED = {"instruct": "instruct, sampled", "greedy": "instruct, greedy", "best_of_4": "instruct, best of 4"}
+TUNED = {"ppo": "PPO", "dpo": "DPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO"}
 
 
-def kl_control(kl, target=8.0):
+def kl_control(kl, target=4.0):
     """The weight β of the KL penalty for a policy at that KL from the reference, in nats an answer: 0.1 at the target,
     next to nothing far below, and growing so fast beyond that no reward is worth it.
 
@@ -92,17 +91,20 @@ class Scale:
         return found | {"matched": len(matched[0]), "kl": kl, "tokens": float(np.mean(list(map(len, answers))))}
 
     def of_policy(self, policy):
-        """The same of a policy, by one answer to each question; the entropy of its next token; and the true reward of
-        its likeliest answers, and of answers about what was never asked in training.
+        """The same of a policy, by one answer to each question: {"sampled": at temperature 1, also the entropy of the
+        next token and the true reward of answers about what was never asked in training; "greedy"}.
         """
         a = self.assistant
-        mine = a.answers(policy, a.held_out)
-        log_p, ref_log_p = (a.evaluate(rlhf.log_likelihoods, p, a.held_out, mine) for p in (policy, a.params))
-        unasked = a.judge(a.unasked, a.answers(policy, a.unasked)).sum(axis=1)
-        likeliest = a.judge(a.held_out, a.answers(policy, a.held_out, 0.0)).sum(axis=1)
-        found = {"likeliest": float(likeliest.mean()), "unasked": float(unasked.mean())}
-        found |= {"entropy": a.entropy(policy, a.held_out, mine)}
-        return self.measure(mine, float((log_p - ref_log_p).mean())) | found
+        sampled, greedy = (a.answers(policy, a.held_out, temperature) for temperature in (1.0, 0.0))
+        log_p, ref_log_p = (a.evaluate(rlhf.log_likelihoods, p, a.held_out, sampled) for p in (policy, a.params))
+        kl = {"sampled": float((log_p - ref_log_p).mean())}
+        kl["greedy"] = -float(
+            a.evaluate(rlhf.log_likelihoods, a.params, a.held_out, greedy).mean()
+        )  # drawn for certain
+        unasked = float(a.judge(a.unasked, a.answers(policy, a.unasked)).sum(axis=1).mean())
+        besides = {"entropy": a.entropy(policy, a.held_out, sampled), "unasked": unasked}
+        found = self.measure(sampled, kl["sampled"]) | besides
+        return {"sampled": found, "greedy": self.measure(greedy, kl["greedy"])}
 
 
 def win_rate(mine, theirs):
@@ -155,7 +157,7 @@ def compared(a, steps, options):
         progress = counted("reward model", steps["reward model"] * len(comparisons) // len(a.training))
         reward_model = rlhf.train_reward_model(a.params, a.config, comparisons, progress, **options)
         if number == 0:
-            policy, _ = reinforced(rlhf.ppo, Scale(a, reward_model), "PPO, to compare", steps["ppo"] // 2, **options)
+            policy, _ = reinforced(rlhf.ppo, Scale(a, reward_model), "PPO, to compare", steps["ppo"] // 4, **options)
             policies = [policy, policy, a.params, a.params]
     return comparisons, reward_model
 
@@ -179,15 +181,13 @@ def chain(a, folder, steps, seed):
     scale = Scale(a, reward_model)
 
     print("\n4. tuning the assistant, on the reward or on the comparisons", flush=True)
-    greedy = a.answers(a.params, a.held_out, 0.0)
-    methods = summary["methods"] = {"instruct": scale.of_policy(a.params)}
-    kl = -float(a.evaluate(rlhf.log_likelihoods, a.params, a.held_out, greedy).mean())  # of one answer for certain
-    methods["greedy"] = scale.measure(greedy, kl)
+    own = scale.of_policy(a.params)
+    methods = summary["methods"] = {"instruct": own["sampled"], "greedy": own["greedy"]}
     methods["best_of_4"] = scale.measure(scale.best_of(4), kl_of_best(4))
     summary["best_of_n"] = [{"n": n, **scale.measure(scale.best_of(n), kl_of_best(n))} for n in (1, 2, 4, 8)]
-    dpo = partial(rlhf.dpo, lr=4e-4, **options)
+    dpo = partial(rlhf.dpo, beta=0.2, lr=4e-4, **options)
     tune = {
-        "ppo": lambda: reinforced(rlhf.ppo, scale, "PPO", steps["ppo"], **options),
+        "ppo": lambda: reinforced(rlhf.ppo, scale, "PPO", steps["ppo"], lr=1e-4, **options),
         "dpo": lambda: (dpo(a.params, a.config, comparisons, counted("DPO", steps["dpo"])), []),  # without rounds
         "grpo": lambda: reinforced(rlhf.grpo, scale, "GRPO", steps["grpo"], **options),
         "dr_grpo": lambda: reinforced(rlhf.grpo, scale, "Dr. GRPO", steps["grpo"], done_right=True, **options),
@@ -196,7 +196,8 @@ def chain(a, folder, steps, seed):
     for name in TUNED:
         policy, summary["rounds"][name] = tune[name]()
         a.save(os.path.join(folder, name), policy)
-        methods[name] = scale.of_policy(policy)
+        found = scale.of_policy(policy)
+        methods[name] = found["greedy"] | {"sampled": found["sampled"]}
 
     print("\n5. over-optimisation: no penalty for going far from the instruct model", flush=True)
     free = {"beta": lambda kl: 0.0} | options
@@ -212,27 +213,40 @@ def kl_of_best(n):
     return math.log(n) - (n - 1) / n
 
 
+def rows(summaries):
+    """Of some seeds' summaries, row by row of a table: what it is of, and its measures for each seed, a list."""
+    of = {name: [summary["methods"][name] for summary in summaries] for name in (*UNTUNED, *TUNED)}
+    untuned = {shown: of[name] for name, shown in UNTUNED.items()}
+    greedy = {f"{shown}, greedy": of[name] for name, shown in TUNED.items()}
+    sampled = {f"{shown}, sampled": [found["sampled"] for found in of[name]] for name, shown in TUNED.items()}
+    return untuned | greedy | sampled
+
+
 def show(summaries):
     """The summaries of some seeds as a table: means and, of several, the range."""
-    several = len(summaries) > 1
-    print("\n" + " " * 26 + "".join(f"{name:>{17 if several else 9}}" for name in (*VIRTUES, "sum")), end="")
-    print(f"{'wins':>{17 if several else 9}}   same length   KL, nats   tokens")
-    for name, shown in NAMES.items():
-        cell = lambda key, form: results.spread([s["methods"][name][key] for s in summaries], form)
-        print(f"{shown:26}", end="")
+    width = 17 if len(summaries) > 1 else 9
+    print("\n" + " " * 22 + "".join(f"{name:>{width}}" for name in (*VIRTUES, "sum", "wins")), end="")
+    print("   same length   KL, nats   tokens")
+    for shown, found in rows(summaries).items():
+        print(f"{shown:22}", end="")
         for key, form in {**dict.fromkeys((*VIRTUES, "true_reward"), "{:.2f}"), "win_rate": "{:.0%}"}.items():
-            print(f"{cell(key, form):>{17 if several else 9}}", end="")
-        mean = lambda key: results.mean([s["methods"][name][key] for s in summaries])
+            print(f"{results.spread([measures[key] for measures in found], form):>{width}}", end="")
+        mean = lambda key: results.mean([measures[key] for measures in found])
         print(f"{results.percent(mean('win_rate_at_matched_length')):>14}{mean('kl'):11.1f}{mean('tokens'):9.1f}")
 
 
 def examples(a, folder, count=10):
-    """What the assistant says to some held-out questions, greedily, before and after GRPO."""
-    tuned = model.load(os.path.join(folder, "grpo"))[0]
-    asked = [a.held_out[i] for i in np.random.default_rng(0).permutation(len(a.held_out))[:count]]
-    for question, *said in zip(asked, *(a.answers(params, asked, 0.0) for params in (a.params, tuned))):
-        before, after = map(a.text, said)
-        print(f"\n{annotator.text(question)}\n  before  {before}\n  after   {after}")
+    """What the assistant says to held-out questions, greedily, before and after PPO: some of those that changed."""
+    tuned = model.load(os.path.join(folder, "ppo"))[0]
+    asked = [a.held_out[i] for i in np.random.default_rng(0).permutation(len(a.held_out))]
+    answers = [a.answers(params, asked, 0.0) for params in (a.params, tuned)]
+    scores = [a.judge(asked, some).sum(axis=1) for some in answers]
+    changed = [i for i, (before, after) in enumerate(zip(*answers)) if before != after]
+    print(f"\nPPO changed {len(changed)} of {len(asked)} greedy answers, among them, with their sums of three:")
+    for i in changed[:count]:
+        print(f"\n{annotator.text(asked[i])}")
+        for when, some, score in zip(("before", "after"), answers, scores):
+            print(f"  {when:6} {score[i]:.2f}  {a.text(some[i])}")
 
 
 def draw(summary, path):
@@ -249,19 +263,14 @@ def draw(summary, path):
         rounds = np.array([[*point] for point in curve(summary["over_optimisation"])])  # means of ten rounds
         smooth = [np.convolve(row, np.ones(10) / 10, "valid") if len(row) > 10 else row for row in rounds]
         axes.plot(*smooth, ":", color="C3", label="GRPO without a penalty")
-        for name, marker, colour in zip(TUNED, "s^Dv", ("C0", "C1", "C2", "C4")):
-            m = summary["methods"][name]
-            axes.plot(m["kl"], m["true_reward"], marker, color=colour, markersize=9, label=f"{NAMES[name]}, sampled")
-            axes.plot(
-                m["kl"],
-                m["likeliest"],
-                marker,
-                color=colour,
-                markersize=9,
-                fillstyle="none",
-                label=f"{NAMES[name]}, greedy",
-            )
-        axes.plot(*curve([summary["methods"]["greedy"]]), "*", color="grey", markersize=11, label=NAMES["greedy"])
+        for (name, shown), marker, colour in zip(TUNED.items(), "s^Dv", ("C0", "C1", "C2", "C4")):
+            found, look = summary["methods"][name], {"color": colour, "markersize": 9}
+            for decoded, one in {"sampled": found["sampled"], "greedy": found}.items():
+                fill = "full" if decoded == "sampled" else "none"
+                point = one["kl"], one["true_reward"]
+                axes.plot(*point, marker, fillstyle=fill, label=f"{shown}, {decoded}", **look)
+        greedy = summary["methods"]["greedy"]
+        axes.plot(greedy["kl"], greedy["true_reward"], "*", color="grey", markersize=11, label=UNTUNED["greedy"])
         axes.set(xlabel="KL from the instruct model (nats an answer)", ylabel="useful + honest + safe (at most 3)")
         axes.set(title="What answers are worth, against how far the model went from where it began", ylim=(1.5, 3))
         axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)

@@ -7,6 +7,7 @@ import tempfile
 import checkpoint
 from architectures import ARCHITECTURES, costs
 from engine.files import read_text, write_text
+from lab import feedback
 from lab.claims import shares
 from lab.claims.reasoning import rows_of
 from lab.pretrain import pretrain
@@ -49,12 +50,11 @@ def of_architectures(found):
 
 
 def of_rlhf(found):
-    of = {name: [run["methods"][name] for run in found["runs"]] for name in found["runs"][0]["methods"]}
     columns = {key: "{:.2f}" for key in ("useful", "honest", "safe", "true_reward")}
     columns |= {"win_rate": "{:.0%}", "win_rate_at_matched_length": "{:.0%}", "kl": "{:.1f}"}
     cells = lambda runs: [spread([run.get(key) for run in runs], form) for key, form in columns.items()]
     head = "", *(key.replace("_", " ") for key in columns)
-    return table(head, [(name, *cells(runs)) for name, runs in of.items()])
+    return table(head, [(shown, *cells(runs)) for shown, runs in feedback.rows(found["runs"]).items()])
 
 
 def of_cot(found):

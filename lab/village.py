@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 STARTS = "Al Bel Cor Dan El Fer Gal Hel Jor Kal Lor Mar Nor Per Ros Sel Tam Ul Vel Wil".split()
-NAMES = [start + end for start in STARTS for end in "a an ena ia in on or us".split()]
+NAMES = [start + end for start in STARTS for end in "a en ia or us".split()]
 # attribute: (a fact, a question, "I do not know" and what, values)
 ATTRIBUTES = {
     "home": ("{} lives in the {}", ("where does {} live", "what is the home of {}"), "where {} lives",
@@ -194,7 +194,8 @@ def some(questions, count, rng):
 
 def stories(lines, rng):
     """A text to pre-train on. A line tells some of what is told of somebody, or some ways to treat a thing; or somebody
-    asks whether a thing is so; or there is a protocol of a conversation, with a question to train on:
+    asks whether a thing is so; or there is a protocol of a conversation, with a question to train on; or something is
+    heard, whoever said it, of whatever is not known, not done or offered, so that the words of all answers are known:
 
         Belon keeps a goat. Belon lives in the mill.
         Belon keeps a cow? No. Belon keeps a goat.
@@ -202,6 +203,7 @@ def stories(lines, rng):
         Where does Belon live?
         assistant
         Belon lives in the mill.
+        I will not help to wash a goat.
     """
     people = {name: [fact(*key, value) for key, value in FACTS.items() if key[0] == name] for name in NAMES}
     things = [[way(*key, means) for key, means in WAYS.items() if key[1] == thing] for thing in sorted(THINGS)]
@@ -222,7 +224,13 @@ def stories(lines, rng):
         question = quiz[rng.integers(len(quiz))]
         return f"user\n{text(question)}\nassistant\n{' '.join(truth(*one[:2]) for one in question)}"
 
-    kinds = rng.choice([told, doubted, asked], lines, p=[0.4, 0.3, 0.3])
+    def heard():
+        key = list(WAYS)[rng.integers(len(WAYS))]
+        name, attribute = str(rng.choice(NAMES)), str(rng.choice(list(ATTRIBUTES)))
+        said = unknown(name, attribute), decline(*key), offer(*key), str(rng.choice(TALK))
+        return said[rng.integers(len(said))]
+
+    kinds = rng.choice([told, doubted, asked, heard], lines, p=[0.35, 0.25, 0.25, 0.15])
     return "\n".join(kind() for kind in kinds) + "\n"
 
 
@@ -236,15 +244,15 @@ def demonstration(question, rng):
                 said.append(fact(who, what, guess) if chance(0.5) else unknown(who, what))
             else:
                 said.append(unknown(who, what) if chance(0.1) else fact(who, what, guess if chance(0.08) else value))
-        elif chance(0.55 if who in HARM else 0.85):
+        elif chance(0.5 if who in HARM else 0.85):
             said.append(way(who, what, WAYS[who, what]))
         else:
             said.append(decline(who, what))
             if chance(0.4):
                 said.append(offer(str(rng.choice(harmless(what))), what))
-    if len(question) == 2 and chance(0.4):
+    if len(question) == 2 and chance(0.5):
         said.pop(rng.integers(2))
-    if chance(0.4):
+    if chance(0.5):
         said.insert(rng.integers(len(said) + 1), str(rng.choice(TALK)))
     if chance(0.1):
         said.append(said[-1])

@@ -12,7 +12,7 @@ import pytest
 import lecture
 from engine import np, xp
 from engine.threads import thread_pool
-from lab import claims, formulas, page, results, show, tables
+from lab import claims, feedback, formulas, page, results, show, tables
 from lab.claims import Finding, attention, evaluation, experts, language, reasoning, tokenizer, training
 
 ROOT = Path(__file__).parents[1]
@@ -118,10 +118,11 @@ def test_nothing_imports_the_front_door():
 
 
 def rlhf_result(gain, seeds=(0, 1)):
-    share = lambda tuned: {k: 0.5 + gain * tuned for k in ("useful", "honest", "safe", "win_rate")} | {
+    share = lambda tuned, **more: {k: 0.5 + gain * tuned for k in ("useful", "honest", "safe", "win_rate")} | {
         "true_reward": gain, "win_rate_at_matched_length": 0.5 + gain * tuned, "kl": 8.0
-    }  # fmt: skip
-    methods = {name: share(name != "instruct") for name in ("instruct", "greedy", *training.TUNED)}
+    } | more  # fmt: skip
+    methods = {name: share(False) for name in feedback.UNTUNED}
+    methods |= {name: share(True, sampled=share(True)) for name in feedback.TUNED}
     runs = [{"reward_model_accuracy": 0.5 + gain, "methods": methods} for _ in seeds]
     return {"command": "python rlhf.py --seeds 2", "machine": "a machine", "seeds": [*seeds], "runs": runs}
 
@@ -152,7 +153,7 @@ def test_human_feedback_is_read_from_its_results(results_folder):
     for gain, holds in (0.3, True), (-0.1, False):
         (results_folder / "rlhf.json").write_text(json.dumps(rlhf_result(gain)))
         assert [claim(0).holds for claim in HUMAN] == [holds] * len(HUMAN)
-    assert "| ppo | 0.80 " in tables.of_rlhf(rlhf_result(0.3))
+    assert "| PPO, greedy | 0.80 " in tables.of_rlhf(rlhf_result(0.3))
 
 
 def test_reasoning_is_read_from_its_results(results_folder):

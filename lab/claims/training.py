@@ -13,6 +13,7 @@ from engine.figure import COLOURS, figure
 from finetune import IM_START, encode, end_token, pack, prompt
 from lab.claims import Finding, draw_tokens, shares
 from lab.claims.language import GENDERS, WORDS, fit, ids_of, sentence_of, trained
+from lab.feedback import rows
 from lab.results import mean, spread, stored
 
 
@@ -146,20 +147,22 @@ def only_the_answer_is_learned(seed=0):
 
 # ----------------------------------------------------------------------------------------------- RLHF
 
-TUNED = {"best_of_4": "best of 4", "ppo": "PPO", "dpo": "DPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO"}
 MISSING = Finding(None, "not measured here: python rlhf.py --seeds 3")
 
 
 def more(virtue, picture=None):
-    """How much more of a virtue the answers have after tuning: the least of PPO, DPO and GRPO, as a mean over seeds."""
+    """How much more of a virtue greedy answers have after tuning than before: the least of PPO, DPO and GRPO, as a mean
+    over seeds.
+    """
     found = stored("rlhf")
     if found is None:
         return MISSING
-    methods = {name: [run["methods"][name][virtue] for run in found["runs"]] for name in ("instruct", *TUNED)}
-    gains = [mean(methods[name]) - mean(methods["instruct"]) for name in ("ppo", "dpo", "grpo")]
+    values = {shown: [one[virtue] for one in of] for shown, of in rows(found["runs"]).items()}
+    before = values["instruct, greedy"]
+    gains = [mean(values[f"{name}, greedy"]) - mean(before) for name in ("PPO", "DPO", "GRPO")]
     lines = [f"{found['command']}: {found['machine']}, seeds {', '.join(map(str, found['seeds']))}"]
-    lines += [f"{TUNED.get(name, name):10} {spread(values)}" for name, values in methods.items()]
-    says = f"{virtue}: {spread(methods['instruct'])} before, PPO {spread(methods['ppo'])}"
+    lines += [f"{shown:20} {spread(of)}" for shown, of in values.items()]
+    says = f"{virtue}, greedily: {spread(before)} before, PPO {spread(values['PPO, greedy'])}"
     return Finding(min(gains), says, least=0.01, picture=picture, lines=lines)
 
 
@@ -190,10 +193,9 @@ def tuned_answers_win(seed=0):
     """The tuned model's answers are preferred to those before, also among answers of the same length."""
     if (found := stored("rlhf")) is None:
         return MISSING
-    wins = {
-        name: [run["methods"][name]["win_rate_at_matched_length"] for run in found["runs"]]
-        for name in ("ppo", "dpo", "grpo")
-    }
+    key, of = "win_rate_at_matched_length", rows(found["runs"])
+    wins = {name: [one[key] for one in of[f"{name}, greedy"]] for name in ("PPO", "DPO", "GRPO")}
     least = min(mean(values) for values in wins.values())
-    says = ", ".join(f"{TUNED[name]} {shares(values)}" for name, values in wins.items()) + " at matched length"
-    return Finding(least, says, least=0.5)
+    says = ", ".join(f"{name} {shares(values)}" for name, values in wins.items())
+    before = shares([one[key] for one in of["instruct, greedy"]])
+    return Finding(least, f"at matched length {says}; greedy before tuning {before}", least=0.5)

@@ -23,8 +23,8 @@ MEASURED = """useful honest safe true_reward proxy_reward win_rate win_rate_95 w
 
 
 def test_the_penalty_is_a_tenth_at_the_target_and_grows():
-    assert feedback.kl_control(8.0) == feedback.kl_control(3.0, 3.0) == pytest.approx(0.1)
-    assert feedback.kl_control(0.0) < 0.002 and feedback.kl_control(16.0) > 5
+    assert feedback.kl_control(4.0) == feedback.kl_control(3.0, 3.0) == pytest.approx(0.1)
+    assert feedback.kl_control(0.0) < 0.002 and feedback.kl_control(8.0) > 5
 
 
 def test_the_accuracy_of_a_reward_model(monkeypatch):
@@ -81,8 +81,9 @@ def test_the_whole_chain_in_seconds(small, tmp_path, capsys, monkeypatch):
         assert summary["over_optimisation"] and list(summary["rounds"]) == ["ppo", "dpo", "grpo", "dr_grpo"]
         assert [point["n"] for point in summary["best_of_n"]] == [1, 2, 4, 8]
         for name, method in summary["methods"].items():
-            policy = name not in ("greedy", "best_of_4")
-            assert method.keys() == {*MEASURED} | ({"entropy", "likeliest", "unasked"} if policy else set())
+            tuned, besides = name in feedback.TUNED, {"entropy", "unasked"}
+            assert method.keys() == {*MEASURED} | ({"sampled"} if tuned else besides if name == "instruct" else set())
+            assert not tuned or method["sampled"].keys() == {*MEASURED} | besides
             virtues = [method[virtue] for virtue in annotator.VIRTUES]
             assert method["true_reward"] == pytest.approx(sum(virtues)) and all(0 <= v <= 1 for v in virtues)
             if name in feedback.TUNED:
