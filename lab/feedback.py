@@ -185,7 +185,7 @@ def chain(a, folder, steps, seed):
     methods = summary["methods"] = {"instruct": own["sampled"], "greedy": own["greedy"]}
     methods["best_of_4"] = scale.measure(scale.best_of(4), kl_of_best(4))
     summary["best_of_n"] = [{"n": n, **scale.measure(scale.best_of(n), kl_of_best(n))} for n in (1, 2, 4, 8)]
-    dpo = partial(rlhf.dpo, beta=0.2, lr=4e-4, **options)
+    dpo = partial(rlhf.dpo, beta=0.3, lr=4e-4, **options)
     tune = {
         "ppo": lambda: reinforced(rlhf.ppo, scale, "PPO", steps["ppo"], lr=1e-4, **options),
         "dpo": lambda: (dpo(a.params, a.config, comparisons, counted("DPO", steps["dpo"])), []),  # without rounds
