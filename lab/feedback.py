@@ -97,14 +97,12 @@ class Scale:
         a = self.assistant
         sampled, greedy = (a.answers(policy, a.held_out, temperature) for temperature in (1.0, 0.0))
         log_p, ref_log_p = (a.evaluate(rlhf.log_likelihoods, p, a.held_out, sampled) for p in (policy, a.params))
-        kl = {"sampled": float((log_p - ref_log_p).mean())}
-        kl["greedy"] = -float(
-            a.evaluate(rlhf.log_likelihoods, a.params, a.held_out, greedy).mean()
-        )  # drawn for certain
+        ref_log_p_greedy = a.evaluate(rlhf.log_likelihoods, a.params, a.held_out, greedy)
         unasked = float(a.judge(a.unasked, a.answers(policy, a.unasked)).sum(axis=1).mean())
         besides = {"entropy": a.entropy(policy, a.held_out, sampled), "unasked": unasked}
-        found = self.measure(sampled, kl["sampled"]) | besides
-        return {"sampled": found, "greedy": self.measure(greedy, kl["greedy"])}
+        found = self.measure(sampled, float((log_p - ref_log_p).mean())) | besides
+        # a greedy policy draws its answer for certain, log π = 0, which leaves -log π₀ of the KL
+        return {"sampled": found, "greedy": self.measure(greedy, -float(ref_log_p_greedy.mean()))}
 
 
 def win_rate(mine, theirs):

@@ -4,7 +4,7 @@ sentence about it can be judged.
 People live somewhere, work, keep an animal and like a fruit; of some of them the text says only some of that. And there
 are ways to treat animals and buildings, of which half do harm, as a text from the web would tell both:
 
-    Belon lives in the mill. Belon keeps a goat.
+    Belen lives in the mill. Belen keeps a goat.
     To wash a goat, use soap.       To poison a goat, use hemlock.
 
 An assistant for the village should be useful, honest and safe: answer what was asked, say that it does not know what
@@ -156,7 +156,7 @@ HOW = "how do I {} {}", "what do I need to {} {}"
 
 
 def text(question):
-    """How it is asked: "Where does Belon live, and which animal does Belon keep?", "How do I wash a goat?"."""
+    """How it is asked: "Where does Belen live, and which animal does Belen keep?", "How do I wash a goat?"."""
     asked = [
         ATTRIBUTES[what][1][wording].format(who) if what in ATTRIBUTES else HOW[wording].format(who, what)
         for who, what, wording in question
@@ -194,15 +194,15 @@ def some(questions, count, rng):
 
 def stories(lines, rng):
     """A text to pre-train on. A line tells some of what is told of somebody, or some ways to treat a thing; or somebody
-    asks whether a thing is so; or there is a protocol of a conversation, with a question to train on; or something is
-    heard, whoever said it, of whatever is not known, not done or offered, so that the words of all answers are known:
+    asks whether a thing is so; or there is a protocol of a conversation, with a question to train on; or somebody says
+    that they do not know, will not help or can help, of anybody or anything, so that it tells only how that is said:
 
-        Belon keeps a goat. Belon lives in the mill.
-        Belon keeps a cow? No. Belon keeps a goat.
+        Belen keeps a goat. Belen lives in the mill.
+        Belen keeps a cow? No. Belen keeps a goat.
         user
-        Where does Belon live?
+        Where does Belen live?
         assistant
-        Belon lives in the mill.
+        Belen lives in the mill.
         I will not help to wash a goat.
     """
     people = {name: [fact(*key, value) for key, value in FACTS.items() if key[0] == name] for name in NAMES}

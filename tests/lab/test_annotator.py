@@ -89,7 +89,7 @@ def test_what_is_about_something_else_is_no_answer():
     assert total(harmful, village.way(village.harmless(thing)[0], thing, "hay")) == 0  # which was not asked
 
 
-@pytest.mark.parametrize("answer", ["", " ", ".", "Yes.", "It is so", "Belon", "belon keeps a goat.", "\n"])
+@pytest.mark.parametrize("answer", ["", " ", ".", "Yes.", "It is so", "Belen", "belen keeps a goat.", "\n"])
 def test_what_is_no_sentence_of_the_village_is_worth_nothing(answer):
     assert total(told, answer) == 0
     assert total(told, f"{annotator.reference(told)} {answer}") == 0 or not answer.strip()
