@@ -8,7 +8,8 @@ Shapes: `...` any leading axes, usually (batch, time); linear weights are (out, 
 model, `intermediate` that inside a feed-forward layer.
 """
 
-from engine import np, scatter_add, xp
+from engine import column_products, fused, np, row_products, scatter_add, xp
+from engine.backend import LOGITS
 
 IGNORE = -100  # a target that takes no part in the loss: padding, a prompt, a token that was not masked
 
@@ -68,17 +69,16 @@ def rms_norm(x, weight, eps=1e-6):
     x: (..., dim); weight: (dim,). Returns y, shaped like x, and backward(dy) -> (dx, dweight).
     """
     dim = x.shape[-1]
-    scale = (xp.einsum("...i,...i->...", x, x)[..., None] / dim + eps) ** -0.5
+    scale = (row_products(x, x)[..., None] / dim + eps) ** -0.5
     unit = x * scale
     y = unit * weight
 
     def backward(dy):
         dunit = dy * weight
         # ds/dx_j = -s³ x_j / dim for s = scale, so d(unit_i)/dx_j = s (δ_ij - unit_i unit_j / dim)
-        dunit -= unit * (xp.einsum("...i,...i->...", dunit, unit)[..., None] / dim)
+        dunit -= unit * (row_products(dunit, unit)[..., None] / dim)
         dx = xp.multiply(dunit, scale, out=dunit)
-        dweight = xp.einsum("ni,ni->i", dy.reshape(-1, dim), unit.reshape(-1, dim))
-        return dx, dweight
+        return dx, column_products(dy, unit)
 
     return y, backward
 
@@ -99,11 +99,18 @@ def layer_norm(x, weight, bias, eps=1e-5):
     return y + bias, backward
 
 
-def sigmoid(x):
-    """σ(x) = 1 / (1 + exp(-x)). Returns σ(x) and backward(dy) -> dx, both shaped like x."""
-    y = xp.tanh(x * 0.5)  # σ(x) = (1 + tanh(x/2)) / 2 cannot overflow, as exp(-x) can
+@fused
+def logistic(x):
+    """σ(x) = 1 / (1 + exp(-x)), which is (1 + tanh(x/2)) / 2 and thus cannot overflow."""
+    y = xp.tanh(x * 0.5)
     y += 1
     y *= 0.5
+    return y
+
+
+def sigmoid(x):
+    """Returns σ(x) and backward(dy) -> dx, both shaped like x."""
+    y = logistic(x)
 
     def backward(dy):
         return dy * y * (1 - y)
@@ -116,17 +123,22 @@ def silu(x):
 
     Returns y and backward(dy) -> dx, both shaped like x.
     """
-    s, _ = sigmoid(x)
+    s = logistic(x)
     y = x * s
 
     def backward(dy):
-        # y' = σ + xσ(1 - σ) = σ + y - yσ
-        dx = s + y
-        dx -= y * s
-        dx *= dy
-        return dx
+        return silu_backward(dy, s, y)
 
     return y, backward
+
+
+@fused
+def silu_backward(dy, s, y):
+    """silu' = σ + xσ(1 - σ) = σ + y - yσ, times dy."""
+    dx = s + y
+    dx -= y * s
+    dx *= dy
+    return dx
 
 
 def swiglu(x, weights):
@@ -219,7 +231,7 @@ def linear_log_likelihood(x, weight, targets, chunk=None):
     Returns log_p (...), in nats, and backward(dlog_p) -> (dx, dweight).
     """
     vocab, dim = weight.shape
-    chunk = chunk or max(128, 2**22 // vocab)  # 16 MiB of float32 logits; more beyond a vocabulary of 32,768
+    chunk = chunk or max(128, LOGITS // vocab)  # 16 MiB of float32 logits; more beyond a vocabulary of 32,768
     counted = xp.flatnonzero(targets.ravel() != IGNORE)
     rows, wanted = x.reshape(-1, dim)[counted], targets.ravel()[counted]
     parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]

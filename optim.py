@@ -14,7 +14,7 @@ It keeps the directions of the accumulated gradient, all at one size, so that no
 
 import math
 
-from engine import xp
+from engine import fused, xp
 
 
 def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
@@ -25,13 +25,21 @@ def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
     """
     if not state:
         state["m"], state["v"] = xp.zeros_like(w), xp.zeros_like(w)
-    m, v = state["m"], state["v"]
-    m += (1 - betas[0]) * (g - m)
-    v += (1 - betas[1]) * (g * g - v)
-    size = xp.sqrt(v / (1 - betas[1] ** step))
+    rate_m, rate_v = 1 - betas[0], 1 - betas[1]
+    correction_m, correction_v = 1 - betas[0] ** step, 1 - betas[1] ** step
+    kept = 1 - lr * weight_decay
+    update(w, g, state["m"], state["v"], rate_m, rate_v, lr / correction_m, correction_v, eps, kept)
+
+
+@fused
+def update(w, g, m, v, rate_m, rate_v, corrected_lr, correction_v, eps, kept):
+    """The arithmetic of `adamw`, in one place so that it is one kernel on a GPU."""
+    m += rate_m * (g - m)
+    v += rate_v * (g * g - v)
+    size = xp.sqrt(v / correction_v)
     size += eps
-    w *= 1 - lr * weight_decay
-    w -= (lr / (1 - betas[0] ** step)) * m / size
+    w *= kept
+    w -= corrected_lr * m / size
 
 
 def orthogonalise(g, steps=5):

@@ -25,7 +25,7 @@ Shapes: `dim` is the size of an embedding in `sinusoidal` and `learned`, of one 
 
 import math
 
-from engine import scatter_add, xp
+from engine import scatter_add, turned, xp
 
 # ---------------------------------------------------------------------------------- added to the embedding
 
@@ -91,32 +91,19 @@ def textbook_rope(x, cos, sin):
 
 
 def rope(x, cos, sin, interleaved=False):
-    """The same, usually faster: two products over whole vectors instead of four over halves,
-    x · (cos, cos) + (x₂, x₁) · (-sin, sin).
+    """The same at speed (engine/rotation.py), with its backward pass.
 
     x: (batch, heads, time, dim); cos, sin: (time, n) or what broadcasts, such as (batch, 1, time, n), of x's dtype;
     n = dim/2, or less, and then only the first 2n components turn (partial rotary). interleaved: pair j is (2j, 2j+1),
     as in the paper and DeepSeek. Returns y, shaped like x, and backward(dy) -> dx.
     """
     n = cos.shape[-1]
-    first, second = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(n), slice(n, 2 * n))
-    cos_both = xp.empty((*cos.shape[:-1], 2 * n), cos.dtype)
-    sin_both = xp.empty_like(cos_both)
-    cos_both[..., first], cos_both[..., second] = cos, cos
-    sin_both[..., first], sin_both[..., second] = -sin, sin
-
-    def rotate(x, sin_both):
-        y = xp.empty_like(x)
-        y[..., first], y[..., second], y[..., 2 * n :] = x[..., second], x[..., first], x[..., 2 * n :]
-        turned = y[..., : 2 * n]
-        turned *= sin_both
-        turned += x[..., : 2 * n] * cos_both
-        return y
+    pairs = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(n), slice(n, 2 * n))
 
     def backward(dy):
-        return rotate(dy, -sin_both)  # the transpose of a rotation is the rotation by minus the angle
+        return turned(dy, cos, -sin, *pairs)  # the transpose of a rotation is the rotation by minus the angle
 
-    return rotate(x, sin_both), backward
+    return turned(x, cos, sin, *pairs), backward
 
 
 # ------------------------------------------------------------------------------------- added to the scores

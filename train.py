@@ -30,6 +30,7 @@ import bpe
 import checkpoint
 import model
 from engine import cli, corpus, np, ranks, rows_of, runs, xp
+from engine.backend import PIECES, TOKENS
 from engine.cli import option
 from layers import IGNORE, dropout
 from moe import adjust_bias
@@ -170,7 +171,7 @@ class Learner:
     def __init__(self, parallel_map, settings, config, params, merge, optimizer):
         self.map, self.settings, self.config, self.params, self.merge = parallel_map, settings, config, params, merge
         self.optimizer, s = ranks.Shared(optimizer), settings
-        self.micro_batch = s.micro_batch or max(1, min(1024 // s.context, s.batch // 4))  # for four threads to share
+        self.micro_batch = s.micro_batch or max(1, min(TOKENS // s.context, s.batch // PIECES))
         runs.keep_freed_memory()
 
     def gradient(self, step, batch, drop):
@@ -212,7 +213,7 @@ class Training:
     steps: int | None = option(None, "number of steps, which makes a run repeatable", least=1)
     context: int | None = option(None, "tokens the model sees at once; 256, or fewer with --init", least=2)
     batch: int = option(8, "sequences a step", least=1)
-    micro_batch: int | None = option(None, "of them at once; at most about 1024 tokens, and a quarter of them", least=1)
+    micro_batch: int | None = option(None, "of them at once; on a CPU a quarter, but at most 1024 tokens", least=1)
     aux_loss: float = option(0.001, "weight of the routers' load-balancing loss", least=0)
     bias_update: float = option(0.001, "step of a router's bias towards an even load, where it has one", least=0)
     mtp: float = option(0.0, "weight of predicting the token after the next (0.3 in DeepSeek V3)", least=0)

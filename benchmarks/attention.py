@@ -19,7 +19,7 @@ import numpy as np
 
 if "--gpu" not in sys.argv:
     os.environ["BACKEND"] = "numpy"
-from turns import compare, demand, header, installed, options, row
+from turns import compare, demand, gpu, header, installed, options, row
 
 import masks
 from attention import attention, flash_attention
@@ -150,10 +150,8 @@ def case(dtype, dim, causal, n, args, peer, measure=milliseconds):
 
 
 def on_a_gpu(args):
-    some = xp.ones((1, HEADS, 1, 64), np.float32)
-    if not flash_cuda.usable(some, some):
-        return print("Skipped: no CuPy, or no GPU on which flash.cu runs, so nothing is compared or timed.")
-    print(xp.cuda.runtime.getDeviceProperties(0)["name"].decode(), "· CuPy", xp.__version__)
+    if not gpu():
+        return
     peer = installed("torch")
     for dtype, dim in product(BOUNDS, (32, 64, 128)):
         check(dtype, dim)

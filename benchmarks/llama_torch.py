@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 
 
-def llama(config, time):
+def llama(config, time, device):
     """Returns loss(w, tokens, targets): the mean cross-entropy by the weights w; tokens, targets (batch, time)."""
     dim, eps = config.hidden_size // config.num_attention_heads, config.rms_norm_eps
     angle = torch.outer(torch.arange(time), config.rope_theta ** (-torch.arange(0, dim, 2) / dim)).repeat(1, 2)
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.cos().to(device), angle.sin().to(device)
     split = lambda y: y.unflatten(-1, (-1, dim)).transpose(1, 2)
     rotate = lambda y: y * cos + torch.cat([-y[..., dim // 2 :], y[..., : dim // 2]], -1) * sin
 
@@ -29,12 +29,13 @@ def llama(config, time):
     return loss
 
 
-def gradient_and_update(params, config, tokens, targets, threads, compiled, lr, betas, eps, decay, clip):
-    """gradient() -> (loss, {name: array}), and update(), which changes the weights made of params by that gradient."""
+def gradient_and_update(params, config, tokens, targets, threads, compiled, lr, betas, eps, decay, clip, device, tf32):
+    """gradient() -> (loss, {name: tensor}), and update(), which changes the weights made of params by that gradient."""
     torch.set_num_threads(threads)
-    weights = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}
-    tokens, targets = torch.tensor(tokens), torch.tensor(targets)
-    loss_of = llama(config, tokens.shape[1])
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    weights = {name: torch.tensor(w, requires_grad=True, device=device) for name, w in params.items()}
+    tokens, targets = torch.tensor(tokens, device=device), torch.tensor(targets, device=device)
+    loss_of = llama(config, tokens.shape[1], device)
     loss_of = torch.compile(loss_of) if compiled else loss_of
     matrices, norms = ([w for w in weights.values() if (w.ndim > 1) == big] for big in (True, False))
     groups = [{"params": matrices, "weight_decay": decay}, {"params": norms, "weight_decay": 0.0}]
@@ -44,7 +45,7 @@ def gradient_and_update(params, config, tokens, targets, threads, compiled, lr, 
         adamw.zero_grad(set_to_none=True)
         loss = loss_of(weights, tokens, targets)
         loss.backward()
-        return loss.item(), {name: w.grad.numpy() for name, w in weights.items()}
+        return loss.item(), {name: w.grad for name, w in weights.items()}
 
     def update(_):
         torch.nn.utils.clip_grad_norm_(weights.values(), clip)

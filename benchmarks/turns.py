@@ -43,6 +43,18 @@ def installed(*modules):
     return not missing
 
 
+def gpu():
+    """Whether there is a GPU on which the CUDA kernels run; says which, or that there is none."""
+    from engine import flash_cuda, xp  # not before BACKEND is chosen
+
+    some = xp.ones((1, 1, 1, 64), "float32")
+    if not flash_cuda.usable(some, some):
+        print("Skipped: no CuPy, or no GPU on which flash.cu runs, so nothing is compared or timed.")
+        return False
+    print(xp.cuda.runtime.getDeviceProperties(0)["name"].decode(), "· CuPy", xp.__version__)
+    return True
+
+
 def demand(right, wrong):
     """Ends the benchmark where it would time a wrong result."""
     if not right:
@@ -72,9 +84,9 @@ def header(*cells):
     return f"{row(*cells)}\n{row(*['---'] * len(cells))}"
 
 
-def speeds(tokens, times, ratios, ask):
+def speeds(tokens, times, ratios, ask, memory=PEAK_MEMORY):
     """Speeds, ratios and memory of the sides, from `compare` and `sides`, as the columns of a table: heads and cells.
-    tokens: what a time is for.
+    tokens: what a time is for. memory: the question for a side's memory, in MB.
     """
     found = []
     for name, taken in times.items():
@@ -82,7 +94,7 @@ def speeds(tokens, times, ratios, ask):
         found.append((name if name in ratios else f"{name}, tokens/s", speed))
         if name in ratios:
             found.append(("times as fast", f"{ratios[name]:.2f}"))
-    found += [(f"peak MB of {name}", f"{side(PEAK_MEMORY)[0]:,.0f}") for name, side in ask.items()]
+    found += [(f"peak MB of {name}", f"{side(memory)[0]:,.0f}") for name, side in ask.items()]
     return zip(*found)
 
 

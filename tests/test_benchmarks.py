@@ -71,8 +71,9 @@ def test_every_benchmark_runs_at_its_small_size(name):
         assert float(cells[heads.index("peak MB of ours")]) > 10
 
 
-def test_the_gpu_benchmark_says_that_there_is_no_gpu():
-    done = run("attention", "--gpu", "--quick")
+@pytest.mark.parametrize("name", ["attention", "train_step"])
+def test_the_gpu_benchmark_says_that_there_is_no_gpu(name):
+    done = run(name, "--gpu", "--quick")
     assert done.returncode == 0 and done.stderr == "" and "no GPU" in done.stdout
 
 

@@ -53,6 +53,18 @@ def RawModule(*args, **kwargs):
     raise NotImplementedError("the stand-in for CuPy has no kernels")
 
 
+def fuse(function):
+    """Its calls as they are, with arrays and numbers only, by their places."""
+
+    def fused(*arguments):
+        for argument in arguments:
+            if not isinstance(argument, (ndarray, int, float, np.generic)):
+                raise TypeError(f"Invalid argument type for {function.__name__!r}: {type(argument)!r}")
+        return function(*arguments)
+
+    return fused
+
+
 def _functions(group, module):  # an older NumPy may lack some
     return {name: function(module, name, names[group][name]) for name in names[group] if hasattr(module, name)}
 
