@@ -234,15 +234,20 @@ def show(summaries):
 
 
 def examples(a, folder, count=10):
-    """What the assistant says to held-out questions, greedily, before and after PPO: some of those that changed."""
+    """What the assistant says to held-out questions, greedily, before and after PPO: of the answers that changed, in
+    the order of how much their sum rose, some at equal distances, so that they show losses and gains as they are.
+    """
     tuned = model.load(os.path.join(folder, "ppo"))[0]
-    asked = [a.held_out[i] for i in np.random.default_rng(0).permutation(len(a.held_out))]
-    answers = [a.answers(params, asked, 0.0) for params in (a.params, tuned)]
-    scores = [a.judge(asked, some).sum(axis=1) for some in answers]
-    changed = [i for i, (before, after) in enumerate(zip(*answers)) if before != after]
-    print(f"\nPPO changed {len(changed)} of {len(asked)} greedy answers, among them, with their sums of three:")
-    for i in changed[:count]:
-        print(f"\n{annotator.text(asked[i])}")
+    answers = [a.answers(params, a.held_out, 0.0) for params in (a.params, tuned)]
+    scores = [a.judge(a.held_out, some).sum(axis=1) for some in answers]
+    changed = np.array([i for i, (before, after) in enumerate(zip(*answers)) if before != after], int)
+    risen = scores[1][changed] - scores[0][changed]
+    better, worse = ((sign * risen > 1e-9).sum() for sign in (1, -1))
+    print(f"\nPPO changed {len(changed)} of {len(a.held_out)} greedy answers, {better} for the better and", end=" ")
+    print(f"{worse} for the worse; some, from the greatest loss to the greatest gain, with their sums of three:")
+    in_order = changed[np.argsort(risen, kind="stable")]
+    for i in in_order[np.linspace(0, len(in_order) - 1, min(count, len(in_order))).round().astype(int)]:
+        print(f"\n{annotator.text(a.held_out[i])}")
         for when, some, score in zip(("before", "after"), answers, scores):
             print(f"  {when:6} {score[i]:.2f}  {a.text(some[i])}")
 
