@@ -30,7 +30,7 @@ from architectures import SPARSE, Config, read_table, shapes
 from engine import memory, np, to_numpy, xp
 from engine.files import read_object, replace, shown, write_text
 from engine.published import check_config, checked, is_block_fp8, refuse_what_is_not_here
-from engine.safetensors import as_float, mapped_shards, scaled, write
+from engine.safetensors import as_float, mapped_shards, release, scaled, write
 
 
 def load(folder, dtype=np.float32, mapped=None):
@@ -79,6 +79,7 @@ def load(folder, dtype=np.float32, mapped=None):
         if name in scales:
             value = scaled(name, value, as_float(*scales[name]), published["quantization_config"]["weight_block_size"])
         array[...] = xp.asarray(value)
+        release(stored[name][0])
     return {name: params[name] if name in params else xp.asarray(stored[name][0]) for name in wanted}, config
 
 

@@ -3,6 +3,7 @@ shape, data_offsets}}, the data, without gaps. Others wrote it, so whatever the 
 """
 
 import json
+import mmap
 import os
 
 from safetensors import SafetensorError, safe_open
@@ -54,6 +55,16 @@ def mapped(path):
         except (ValueError, OverflowError):
             raise ValueError(f"{path} is damaged: {shown(name)} has a shape that no array has") from None
     return arrays
+
+
+def release(array):
+    """Takes no more memory for an array of `mapped`, which was not changed: whoever reads it again reads the file."""
+    file = array.base  # the bytes of all of it
+    begin = array.ctypes.data - file.ctypes.data
+    page, end = mmap.PAGESIZE, begin + array.nbytes
+    begin, end = -(-begin // page) * page, end // page * page
+    if end > begin and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        file.base.base.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def as_float(array, kind):

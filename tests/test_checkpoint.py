@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import mmap
+import os
 import random
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +141,23 @@ def test_what_is_stored_as_it_is_used_stays_in_the_file(tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
     halves, _ = model.load(tmp_path, np.float16)
     assert all(value.dtype == np.float16 for value in halves.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of a process's memory")
+def test_loading_takes_the_memory_of_the_weights_once(tmp_path):
+    config = dataclasses.replace(TINY, num_hidden_layers=24, hidden_size=256, intermediate_size=1024)
+    params = model.init(config, 0)
+    model.save(tmp_path, params, config)
+    script = """
+import re, sys, checkpoint
+most = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+before = most()
+params, _ = checkpoint.load(sys.argv[1], mapped=False)
+print((most() - before) * 2**10)
+"""
+    env = os.environ | {"BACKEND": "numpy"}
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, env=env, check=True)
+    assert int(done.stdout) < 1.4 * sum(w.nbytes for w in params.values())
 
 
 def base_of(array):
