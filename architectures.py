@@ -117,7 +117,7 @@ class Config:
         """
         scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
         stretched = self.rope_scaling or {}
-        return scale * posenc.attention_temperature(stretched.get("factor") or 1, stretched.get("mscale_all_dim")) ** 2
+        return scale * posenc.yarn_mscale(stretched.get("factor") or 1, stretched.get("mscale_all_dim")) ** 2
 
 
 # ------------------------------------------------------------------------------------------------ the numbers

@@ -8,8 +8,8 @@ Shapes: `...` any leading axes, usually (batch, time); linear weights are (out, 
 model, `intermediate` that inside a feed-forward layer.
 """
 
-from engine import column_products, fused, np, row_products, scatter_add, xp
-from engine.backend import LOGITS
+from engine import column_dots, fused, np, row_dots, scatter_add, xp
+from engine.backend import LOGITS_AT_ONCE
 
 IGNORE = -100  # a target that takes no part in the loss: padding, a prompt, a token that was not masked
 
@@ -69,16 +69,16 @@ def rms_norm(x, weight, eps=1e-6):
     x: (..., dim); weight: (dim,). Returns y, shaped like x, and backward(dy) -> (dx, dweight).
     """
     dim = x.shape[-1]
-    scale = (row_products(x, x)[..., None] / dim + eps) ** -0.5
-    unit = x * scale
-    y = unit * weight
+    scale = (row_dots(x, x)[..., None] / dim + eps) ** -0.5  # 1 / √(mean(x²) + eps)
+    normed = x * scale
+    y = normed * weight
 
     def backward(dy):
-        dunit = dy * weight
-        # ds/dx_j = -s³ x_j / dim for s = scale, so d(unit_i)/dx_j = s (δ_ij - unit_i unit_j / dim)
-        dunit -= unit * (row_products(dunit, unit)[..., None] / dim)
-        dx = xp.multiply(dunit, scale, out=dunit)
-        return dx, column_products(dy, unit)
+        dnormed = dy * weight
+        # ∂s/∂x_j = -s³ x_j / dim for s = scale, so ∂normed_i/∂x_j = s (δ_ij - normed_i normed_j / dim)
+        dnormed -= normed * (row_dots(dnormed, normed)[..., None] / dim)
+        dx = xp.multiply(dnormed, scale, out=dnormed)
+        return dx, column_dots(dy, normed)
 
     return y, backward
 
@@ -101,7 +101,7 @@ def layer_norm(x, weight, bias, eps=1e-5):
 
 @fused
 def logistic(x):
-    """σ(x) = 1 / (1 + exp(-x)), which is (1 + tanh(x/2)) / 2 and thus cannot overflow."""
+    """σ(x) = 1 / (1 + exp(-x)), as (1 + tanh(x/2)) / 2, which cannot overflow; in float32 right to about 1e-7."""
     y = xp.tanh(x * 0.5)
     y += 1
     y *= 0.5
@@ -127,14 +127,14 @@ def silu(x):
     y = x * s
 
     def backward(dy):
-        return silu_backward(dy, s, y)
+        return silu_gradient(dy, s, y)
 
     return y, backward
 
 
 @fused
-def silu_backward(dy, s, y):
-    """silu' = σ + xσ(1 - σ) = σ + y - yσ, times dy."""
+def silu_gradient(dy, s, y):
+    """dy · silu'(x), where silu' = σ + xσ(1 - σ) = σ + y - yσ."""
     dx = s + y
     dx -= y * s
     dx *= dy
@@ -148,7 +148,7 @@ def swiglu(x, weights):
     intermediate), with .bias where the model has them. Returns y, shaped like x, and backward(dy) -> (dx, dweights).
     """
     gate, gate_backward = project(x, weights, "gate_proj")
-    active, silu_backward = silu(gate)
+    active, active_backward = silu(gate)
     up, up_backward = project(x, weights, "up_proj")
     y, down_backward = project(active * up, weights, "down_proj")
 
@@ -156,7 +156,7 @@ def swiglu(x, weights):
         dproduct, ddown = down_backward(dy)
         dx, dup = up_backward(dproduct * active)
         dproduct *= up
-        dx_gate, dgate = gate_backward(silu_backward(dproduct))
+        dx_gate, dgate = gate_backward(active_backward(dproduct))
         dx += dx_gate
         return dx, dgate | dup | ddown
 
@@ -191,7 +191,7 @@ def softmax(x):
     p /= xp.where(total == 0, 1, total)
 
     def backward(dp):
-        # dp_i/dx_j = p_i (δ_ij - p_j)
+        # ∂p_i/∂x_j = p_i (δ_ij - p_j)
         return p * (dp - (dp * p).sum(axis=-1, keepdims=True))
 
     return p, backward
@@ -211,7 +211,7 @@ def cross_entropy(logits, targets):
     loss = -float((xp.take_along_axis(log_p, target, axis=-1)[..., 0] * counted).sum()) / count
 
     def backward(dloss=1.0):
-        # d(-log p_t)/dx = p - onehot(t)
+        # ∂(-log p_t)/∂logits = p - onehot(t)
         onehot = xp.arange(logits.shape[-1]) == target
         return (xp.exp(log_p) - onehot) * (counted * (dloss / count))[..., None].astype(logits.dtype)
 
@@ -231,7 +231,7 @@ def linear_log_likelihood(x, weight, targets, chunk=None):
     Returns log_p (...), in nats, and backward(dlog_p) -> (dx, dweight).
     """
     vocab, dim = weight.shape
-    chunk = chunk or max(128, LOGITS // vocab)  # 16 MiB of float32 logits; more beyond a vocabulary of 32,768
+    chunk = chunk or max(128, LOGITS_AT_ONCE // vocab)  # on a CPU 16 MiB of float32; more beyond 32,768 tokens
     counted = xp.flatnonzero(targets.ravel() != IGNORE)
     rows, wanted = x.reshape(-1, dim)[counted], targets.ravel()[counted]
     parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]

@@ -4,12 +4,11 @@ AdamW divides each weight's gradient by its usual size, so that every weight mov
 
     m = β₁m + (1-β₁)g,  v = β₂v + (1-β₂)g²,  w = w - lr (m̂ / (√v̂ + ε) + λw)    (Loshchilov & Hutter 2019)
 
-at step t with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ), as both began at 0. Muon does the same for the directions of a
-matrix (Jordan et al. 2024):
+at step t with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ), as both began at 0. Muon takes a matrix as a whole (Jordan et al.
+2024). Of the accumulated gradient's singular value decomposition USVᵀ it keeps the directions, U and V, and makes every
+singular value 1, so that no direction is left behind:
 
-    m = μm + g,  w = w - lr (0.2 √max(rows, cols) · UVᵀ + λw)    of the singular value decomposition USVᵀ = g + μm
-
-It keeps the directions of the accumulated gradient, all at one size, so that none is left behind.
+    m = μm + g,  USVᵀ = g + μm,  w = w - lr (0.2 √max(rows, cols) · UVᵀ + λw)
 """
 
 import math
@@ -28,12 +27,12 @@ def adamw(w, g, state, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
     rate_m, rate_v = 1 - betas[0], 1 - betas[1]
     correction_m, correction_v = 1 - betas[0] ** step, 1 - betas[1] ** step
     kept = 1 - lr * weight_decay
-    update(w, g, state["m"], state["v"], rate_m, rate_v, lr / correction_m, correction_v, eps, kept)
+    adamw_arithmetic(w, g, state["m"], state["v"], rate_m, rate_v, lr / correction_m, correction_v, eps, kept)
 
 
 @fused
-def update(w, g, m, v, rate_m, rate_v, corrected_lr, correction_v, eps, kept):
-    """The arithmetic of `adamw`, in one place so that it is one kernel on a GPU."""
+def adamw_arithmetic(w, g, m, v, rate_m, rate_v, corrected_lr, correction_v, eps, kept):
+    """The formula above, in a function of its own so that it is one kernel on a GPU."""
     m += rate_m * (g - m)
     v += rate_v * (g * g - v)
     size = xp.sqrt(v / correction_v)
@@ -63,8 +62,8 @@ def orthogonalise(g, steps=5):
 def muon(w, g, state, lr, momentum=0.95, weight_decay=0.1):
     """One step of Muon with Nesterov momentum, in place (Jordan et al. 2024).
 
-    The update is scaled to the size of AdamW's, 0.2 √max(rows, cols), so that both share a learning rate and
-    a weight decay (Liu et al. 2025a, equation 4).
+    The entries of UVᵀ have a root mean square of 1 / √max(rows, cols); times 0.2 √max(rows, cols) it is 0.2, about that
+    of AdamW's update, so that both share a learning rate and a weight decay (Liu et al. 2025a, equation 4).
 
     w, g: (rows, cols). state: {"m"}, filled at the first step.
     """
@@ -113,7 +112,7 @@ def qk_clip(weights, max_logits, threshold=100.0):
 
 class Optimizer:
     """AdamW for every weight, or Muon for the matrices inside the layers and AdamW for the rest:
-    embeddings and head, of which a row belongs to a token, and norms.
+    embeddings and head, which have a row for each token, and norms.
 
     kind: "adamw" or "muon". state: {weight's name: {array's name: array}} and steps: what a checkpoint
     has to keep.
@@ -147,7 +146,7 @@ class Optimizer:
 
 def clip(grads, largest=1.0):
     """Gradient clipping by global norm, in place, to at most `largest`. Returns the norm before."""
-    norm = math.sqrt(float(sum(xp.vdot(g, g) for g in grads.values())))  # one number comes from a GPU, not one a weight
+    norm = math.sqrt(float(sum(xp.vdot(g, g) for g in grads.values())))  # one copy from a GPU, not one a weight
     if norm > largest:
         for g in grads.values():
             g *= largest / norm
@@ -156,7 +155,7 @@ def clip(grads, largest=1.0):
 
 def descend(gradient, parts, params, optimizer, schedule=1.0, parallel_map=map):
     """One step of the optimiser: sums the dicts gradient(part) of all parts of a batch (gradient accumulation), clips
-    their norm to 1, and steps.
+    the norm of the sum to 1, and steps. Where the loss is a mean, a part's is its sum over the whole batch's count.
     """
     parts = iter(parallel_map(gradient, parts))  # one at a time, as each is as large as the model
     grads = next(parts)

@@ -1,8 +1,8 @@
 """Codificación posicional.
 
-Attention by itself sees a set: permute the tokens and every output moves with its token, unchanged. Order has to be put
-in. Written as 1, 2, 3, ... N it would drown embeddings of size about one, so a position p becomes angles p·θⱼ with
-θⱼ = base^(-2j/dim): a clock whose dim/2 hands turn at different speeds. Encodings differ in what they use, these
+Attention without a mask sees a set: permute the tokens and every output moves with its token, unchanged. Order has to
+be put in. Written as 1, 2, 3, ... N it would drown embeddings of size about one, so a position p becomes angles p·θⱼ
+with θⱼ = base^(-2j/dim): a clock whose dim/2 hands turn at different speeds. Encodings differ in what they use, these
 angles, a trained table or a straight line, and in where it enters the model:
 
     added to the embedding  sinusoidal  PE[p, 2j] = sin(p θⱼ), PE[p, 2j+1] = cos(p θⱼ)   Vaswani et al. 2017
@@ -25,7 +25,7 @@ Shapes: `dim` is the size of an embedding in `sinusoidal` and `learned`, of one 
 
 import math
 
-from engine import scatter_add, turned, xp
+from engine import rotate, scatter_add, xp
 
 # ---------------------------------------------------------------------------------- added to the embedding
 
@@ -35,10 +35,10 @@ def sinusoidal(positions, dim, base=10000.0, dtype=xp.float32):
 
     positions: (..., time); dim: even. Returns (..., time, dim): sines in the even components, cosines in the odd ones.
     """
-    p, i = xp.asarray(positions, dtype=xp.float64)[..., None], xp.arange(0, dim, 2)  # float64: see `rope_tables`
-    pe = xp.empty((*p.shape[:-1], dim), dtype)
-    pe[..., 0::2] = xp.sin(p / base ** (i / dim))
-    pe[..., 1::2] = xp.cos(p / base ** (i / dim))
+    angles = xp.asarray(positions, dtype=xp.float64)[..., None] * pair_frequencies(dim, base)
+    pe = xp.empty((*angles.shape[:-1], dim), dtype)
+    pe[..., 0::2] = xp.sin(angles)
+    pe[..., 1::2] = xp.cos(angles)
     return pe
 
 
@@ -71,9 +71,10 @@ def pair_frequencies(dim, base=10000.0):
 
 
 def rope_tables(positions, frequencies, attention_factor=1.0, dtype=xp.float32):
-    """cos and sin of each position's angles p θⱼ, each (..., time, dim/2), for positions (..., time).
+    """cos and sin of each position's angles p θⱼ, each (..., time, dim/2), for positions (..., time) and frequencies
+    (dim/2,).
 
-    The angles are float64: float32 would round them by almost 0.01 radians at position 100 000. attention_factor: what
+    The angles are float64: float32 would be off by up to 0.007 radians near position 100 000. attention_factor: what
     cos and sin are multiplied by, more than 1 in a context that YaRN stretches (below).
     """
     angles = xp.asarray(positions, dtype=xp.float64)[..., None] * frequencies
@@ -101,9 +102,9 @@ def rope(x, cos, sin, interleaved=False):
     pairs = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if interleaved else (slice(n), slice(n, 2 * n))
 
     def backward(dy):
-        return turned(dy, cos, -sin, *pairs)  # the transpose of a rotation is the rotation by minus the angle
+        return rotate(dy, cos, -sin, *pairs)  # the transpose of a rotation is the rotation by minus the angle
 
-    return turned(x, cos, sin, *pairs), backward
+    return rotate(x, cos, sin, *pairs), backward
 
 
 # ------------------------------------------------------------------------------------- added to the scores
@@ -136,7 +137,7 @@ def alibi(heads, dtype=xp.float32):
 
 
 def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=None):
-    """The speed of each of RoPE's pairs, with the context extension that a published config.json asks for.
+    """The frequencies of RoPE's pairs, with the context extension that a published config.json asks for.
 
     dim: size of a head. scaling: the dict `rope_scaling` or `rope_parameters`, or None; its rope_theta is not read
     (pass it as base), its partial_rotary_factor is (only that part of dim gets frequencies). max_position_embeddings:
@@ -145,30 +146,31 @@ def rope_frequencies(dim, base=10000.0, scaling=None, max_position_embeddings=No
     attention_factor, which multiplies cos and sin. Any type but these is read as linear: engine/published.py refuses
     others first.
 
-    In a context longer than the one trained on, slow pairs reach angles they never met. Each type divides the frequency
-    of pair j by `factor`, except for a share keep[j] in [0, 1] that stays as it was:
+    In a context longer than the one trained on, slow pairs reach angles they never met. Each type makes θⱼ
+    slower, keep[j] θⱼ + (1 - keep[j]) θⱼ / factor, and they differ in keep[j], from 0 to 1:
 
     linear  keep = 0: position p is read as p/factor (Chen et al. 2023), which blurs neighbours too.
     llama3  by how often a pair turned in the original context: up to low_freq_factor, keep = 0; from high_freq_factor
             on, keep = 1; a straight line between (Llama 3.1, Grattafiori et al. 2024).
     yarn    "NTK-by-parts" (Peng et al. 2023, section 3.2): pairs that turned over beta_fast times have seen all their
-            angles and tell neighbours apart, keep = 1; those under beta_slow turns would meet new ones, keep = 0.
+            angles and tell neighbours apart, keep = 1; those under beta_slow turns would meet new ones, keep = 0;
+            a straight line in j between.
     """
     scaling = scaling or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    speed = pair_frequencies(int(dim * (scaling.get("partial_rotary_factor") or 1)), base)
+    frequencies = pair_frequencies(int(dim * (scaling.get("partial_rotary_factor") or 1)), base)
     if kind == "default":
-        return speed, 1.0
+        return frequencies, 1.0
     original = scaling.get("original_max_position_embeddings") or max_position_embeddings
     factor = scaling.get("factor") or max_position_embeddings / original
     keep, attention_factor = 0.0, 1.0
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = original * speed / (2 * math.pi)
+        turns = original * frequencies / (2 * math.pi)
         keep = xp.clip((turns - low) / (high - low), 0, 1)
     if kind == "yarn":
-        keep, attention_factor = _yarn(scaling, len(speed), base, original, factor)
-    return speed * (keep + (1 - keep) / factor), attention_factor
+        keep, attention_factor = _yarn(scaling, len(frequencies), base, original, factor)
+    return frequencies * (keep + (1 - keep) / factor), attention_factor
 
 
 def _yarn(scaling, pairs, base, original, factor):
@@ -180,22 +182,22 @@ def _yarn(scaling, pairs, base, original, factor):
     def pair_turning(times):  # the j for which original · base^(-j/pairs) = 2π · times
         return pairs * math.log(original / (2 * math.pi * times)) / math.log(base)
 
-    first, last = pair_turning(scaling.get("beta_fast") or 32), pair_turning(scaling.get("beta_slow") or 1)
+    low, high = pair_turning(scaling.get("beta_fast") or 32), pair_turning(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, 2 * pairs - 1)  # dim, not pairs: so it is in the published models
-    keep = 1 - xp.clip((xp.arange(pairs) - first) / ((last - first) or 0.001), 0, 1)
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)  # dim, not pairs: so it is in the published models
+    keep = 1 - xp.clip((xp.arange(pairs) - low) / ((high - low) or 0.001), 0, 1)
 
     attention_factor, mscale, all_dim = map(scaling.get, ("attention_factor", "mscale", "mscale_all_dim"))
     if not attention_factor:
         # DeepSeek's softmax scale already holds the one of mscale_all_dim, so here goes only what is left over
-        wanted, already = attention_temperature(factor, mscale), attention_temperature(factor, all_dim)
-        attention_factor = wanted / already if mscale and all_dim else attention_temperature(factor)
+        wanted, already = yarn_mscale(factor, mscale), yarn_mscale(factor, all_dim)
+        attention_factor = wanted / already if mscale and all_dim else yarn_mscale(factor)
     return keep, float(attention_factor)
 
 
-def attention_temperature(factor, mscale=1.0):
-    """YaRN's √(1/t): what q and k are multiplied by in a context `factor` times as long, 0.1 · mscale · ln(factor) + 1,
-    as the softmax over more keys is flatter (Peng et al. 2023, section 3.4).
+def yarn_mscale(factor, mscale=1.0):
+    """YaRN's √(1/t), 0.1 · mscale · ln(factor) + 1 in a context `factor` times as long: q and k are multiplied by it
+    each, the scores thus by 1/t, as the softmax over more keys is flatter (Peng et al. 2023, section 3.4).
     """
     return 0.1 * (mscale or 0) * math.log(factor) + 1 if factor > 1 else 1.0

@@ -21,7 +21,7 @@ each token, answer or pair. Only log_p, values and r get gradients; other argume
 """
 
 import model
-from engine import np, to_numpy, xp
+from engine import np, scatter_add, to_numpy, xp
 from engine.batches import as_rows, comparison_batches, copied, evaluate, flat, pieces, sampled, shuffled
 from layers import IGNORE, linear, linear_log_likelihood, sigmoid
 from optim import Optimizer, descend
@@ -37,10 +37,10 @@ def bradley_terry(r, better, worse):
     def backward(dlosses):
         # next to nothing for a pair that is far apart the right way already
         dmargin = (sigmoid(margin)[0] - 1) * dlosses
-        dr = xp.zeros_like(r)
-        xp.add.at(dr, better, dmargin)
-        xp.add.at(dr, worse, -dmargin)
-        return dr
+        dr = xp.zeros_like(r)[:, None]
+        scatter_add(dr, better, dmargin[:, None])  # an answer may be in several pairs
+        scatter_add(dr, worse, -dmargin[:, None])
+        return dr[:, 0]
 
     return xp.logaddexp(0, -margin), backward
 

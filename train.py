@@ -30,7 +30,7 @@ import bpe
 import checkpoint
 import model
 from engine import cli, corpus, np, ranks, rows_of, runs, xp
-from engine.backend import PIECES, TOKENS
+from engine.backend import MICRO_BATCHES, TOKENS_AT_ONCE
 from engine.cli import option
 from layers import IGNORE, dropout
 from moe import adjust_bias
@@ -171,7 +171,7 @@ class Learner:
     def __init__(self, parallel_map, settings, config, params, merge, optimizer):
         self.map, self.settings, self.config, self.params, self.merge = parallel_map, settings, config, params, merge
         self.optimizer, s = ranks.Shared(optimizer), settings
-        self.micro_batch = s.micro_batch or max(1, min(TOKENS // s.context, s.batch // PIECES))
+        self.micro_batch = s.micro_batch or max(1, min(TOKENS_AT_ONCE // s.context, s.batch // MICRO_BATCHES))
         runs.keep_freed_memory()
 
     def gradient(self, step, batch, drop):

@@ -4,6 +4,7 @@ Set the environment variable BACKEND to `numpy` or `cupy` to choose by hand.
 """
 
 import os
+import warnings
 
 import numpy as np
 
@@ -16,18 +17,21 @@ if _name != "numpy":
 
         cupy.cuda.runtime.getDeviceCount()
         xp = cupy
-    except Exception:  # no CuPy, no driver or no device: each has its own exception, and all mean "no GPU"
+    except Exception as error:  # no CuPy, no driver, no device, or one of another CUDA: each has its own exception
         if _name == "cupy":
             raise
+        if not isinstance(error, ModuleNotFoundError):
+            warnings.warn(f"CuPy is here, but no GPU is used: {error}", stacklevel=1)
 
 
-# Decorates a function that computes element by element, of arrays and numbers given by their places: on a GPU it is one
-# kernel instead of one for each of its operations.
+# Decorates a formula of operations on single elements, with at most one sum over an axis at its end. On a GPU it is one
+# kernel instead of one for each operation. It is called with positional arguments.
 fused = (lambda function: function) if xp is np else xp.fuse
 
-# How much is computed at once: logits; tokens of a batch; and the pieces of a batch, at least, for threads to share. On
-# a CPU as much as stays in the cache, on a GPU as much as keeps it busy.
-LOGITS, TOKENS, PIECES = (2**22, 1024, 4) if xp is np else (2**27, 2**16, 1)
+# How much is computed at once: on a CPU what stays in the cache, on a GPU what keeps it busy.
+LOGITS_AT_ONCE = 2**22 if xp is np else 2**27
+TOKENS_AT_ONCE = 1024 if xp is np else 2**16  # of a batch in training
+MICRO_BATCHES = 4 if xp is np else 1  # of a batch, at least, for threads to share
 
 
 def to_numpy(array):
@@ -41,24 +45,24 @@ def rows_of(arrays, rows):
 
 
 @fused
-def _sum_of_products(x, y):
+def _row_dots(x, y):
     return xp.sum(x * y, axis=-1)
 
 
 @fused
-def _sums_of_columns(x, y):
+def _column_dots(x, y):
     return xp.sum(x * y, axis=0)
 
 
-def row_products(x, y):
-    """Σ_i x_i y_i over the last axis, (..., dim) twice -> (...)."""
-    return np.einsum("...i,...i->...", x, y) if xp is np else _sum_of_products(x, y)
+def row_dots(x, y):
+    """The dot products of the rows, the last axis, of x and y: (..., dim) twice -> (...)."""
+    return np.einsum("...i,...i->...", x, y) if xp is np else _row_dots(x, y)
 
 
-def column_products(x, y):
-    """The same over all other axes, (..., dim) twice -> (dim,)."""
+def column_dots(x, y):
+    """The sum of x ⊙ y over all rows: (..., dim) twice -> (dim,)."""
     x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
-    return np.einsum("ni,ni->i", x, y) if xp is np else _sums_of_columns(x, y)
+    return np.einsum("ni,ni->i", x, y) if xp is np else _column_dots(x, y)
 
 
 def scatter_add(target, index, rows):
@@ -74,9 +78,9 @@ def scatter_add(target, index, rows):
         start = np.flatnonzero(np.r_[True, index[1:] != index[:-1]])  # of each run; np.add.at would go row by row
         target[index[start]] += np.add.reduceat(rows, start, axis=0)
     else:
-        # add.at alone sums in an order, and thus with a rounding, that changes from call to call. Here each row becomes
-        # the sum of the last `reach` rows of its run, then of twice as many, until it has all; add.at adds the last row
-        # of each run, and zeros.
+        # add.at alone sums in an order, and thus with a rounding, that changes from call to call. At the start of each
+        # pass rows[i] is the sum of itself and those before it in its run, `reach` of them at most; adding
+        # rows[i - reach], if it is of the same run, doubles that. At last each run's last row has it all, and is added.
         reach = 1
         while reach < len(index):
             same = index[reach:] == index[:-reach]

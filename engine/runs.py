@@ -305,14 +305,15 @@ def best_in(folder):
 
 
 def keep_freed_memory():
-    """Asks the C library to keep the memory of freed arrays for the next ones, in one store for all threads. By default
-    glibc gives large ones back to the system, which has to clear every page of them again, up to a sixth of a training
-    step; and what one thread's store keeps no other can use, up to half of a long context's memory.
+    """Asks the C library to keep the memory of freed arrays for the next ones, in one arena for all threads. By default
+    glibc gives large arrays back to the system, and the page faults of the next ones take up to a sixth of a training
+    step; and each thread has an arena, whose free memory no other can use: up to half of a long context's.
     """
-    keep = {-1: 2**30, -3: 2**30, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
     with suppress(OSError, AttributeError):  # another C library
-        for option, value in keep.items():
-            ctypes.CDLL("libc.so.6").mallopt(option, value)
+        set_to = ctypes.CDLL("libc.so.6").mallopt
+        set_to(-8, 1)  # M_ARENA_MAX
+        set_to(-1, 2**30)  # M_TRIM_THRESHOLD
+        set_to(-3, 2**30) or set_to(-3, 2**25)  # M_MMAP_THRESHOLD: 32 MiB is the most that an older glibc takes
 
 
 def report(run, final, task):

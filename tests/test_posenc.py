@@ -206,9 +206,9 @@ def test_every_frequency_lies_between_none_and_linear(kind, dim, base, factor):
      (40, 0, 1), (40, None, 1), (1, 1.0, 1), (0.5, 1.0, 1)],
 )  # fmt: skip
 def test_the_temperature_of_yarn_is_the_papers_and_that_of_a_shorter_context_is_one(factor, mscale, expected):
-    assert posenc.attention_temperature(factor, mscale) == pytest.approx(expected, rel=1e-12)
+    assert posenc.yarn_mscale(factor, mscale) == pytest.approx(expected, rel=1e-12)
     if mscale == 1:
-        assert posenc.attention_temperature(factor) == posenc.attention_temperature(factor, 1.0)
+        assert posenc.yarn_mscale(factor) == posenc.yarn_mscale(factor, 1.0)
 
 
 def test_yarn_keeps_from_32_turns_on_and_stretches_below_one_where_nothing_else_is_said():

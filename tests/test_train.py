@@ -177,8 +177,8 @@ def test_a_micro_batch_has_at_most_1024_tokens_and_a_quarter_of_the_batch(given,
         raise Seen(micro_batch, len(batch[0]))
 
     monkeypatch.setattr(train, "gradient", seen)
-    monkeypatch.setattr(train, "TOKENS", 1024)  # as on a CPU
-    monkeypatch.setattr(train, "PIECES", 4)
+    monkeypatch.setattr(train, "TOKENS_AT_ONCE", 1024)  # as on a CPU
+    monkeypatch.setattr(train, "MICRO_BATCHES", 4)
     small = {"data": [str(text)], "vocab": 258, "hidden": 8, "heads": 1, "layers": 1, "steps": 1}
     with pytest.raises(Seen) as caught:
         pretrain.pretrain(small | given | {"out": str(tmp_path / "run")})
