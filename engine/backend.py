@@ -1,10 +1,9 @@
 """`xp` is NumPy, or CuPy where there is an NVIDIA GPU: the same code runs on both.
 
-Set the environment variable BACKEND to `numpy` or `cupy` to choose by hand.
+Set the environment variable BACKEND to `numpy` or `cupy` to choose by hand; `cupy` says why there is none.
 """
 
 import os
-import warnings
 
 import numpy as np
 
@@ -17,11 +16,9 @@ if _name != "numpy":
 
         cupy.cuda.runtime.getDeviceCount()
         xp = cupy
-    except Exception as error:  # no CuPy, no driver, no device, or one of another CUDA: each has its own exception
+    except Exception:  # no CuPy, no driver, no device, or a CuPy for another CUDA: each has its own exception
         if _name == "cupy":
             raise
-        if not isinstance(error, ModuleNotFoundError):
-            warnings.warn(f"CuPy is here, but no GPU is used: {error}", stacklevel=1)
 
 
 # Decorates a formula of operations on single elements, with at most one sum over an axis at its end. On a GPU it is one
