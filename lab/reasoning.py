@@ -72,14 +72,14 @@ def gathered(runs):
 
 
 def markdown(runs):
-    """The README's table: right answers in per cent, mean and range of the seeds."""
+    """The README's table: right answers in per cent, means of the seeds, and their range if wider than four points."""
     tables = [over(function, runs)["tasks"]["permutations"] for function in (np.mean, min, max)]
     rows = [["swaps", *map(round, tables[0]["difficulty"])]]
     for way, (name, _) in WAYS.items():
         cells = []
         for mean, low, high in zip(*(table[way] for table in tables)):
             mean, low, high = (round(100 * share) for share in (mean, low, high))
-            cells.append(f"{mean}" if low == high else f"{mean} ({low} to {high})")
+            cells.append(f"{mean}" if high - low <= 4 else f"{mean} ({low} to {high})")
         rows.append([name, *cells])
     rows.insert(1, ["---"] * len(rows[0]))
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
