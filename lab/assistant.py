@@ -14,7 +14,7 @@ from lab.annotator import VIRTUES
 from layers import IGNORE
 
 LONGEST = 48  # tokens of an answer
-LINES, ASKED = 20_000, 6400  # of the text to pre-train on; questions whose answers are compared
+LINES, CHATS, ASKED = 20_000, 12_000, 6400  # of the text to pre-train on; demonstrations; questions to compare
 
 
 def made(folder, steps, seed, threads):
@@ -26,7 +26,7 @@ def made(folder, steps, seed, threads):
     with open(paths[0], "w", encoding="utf-8") as file:
         file.write(village.stories(LINES, rng))
     with open(paths[1], "w", encoding="utf-8") as file:
-        for question in village.some(village.parted()[0], 12_000, rng):
+        for question in village.some(village.parted()[0], CHATS, rng):
             asked, answer = village.text(question), village.demonstration(question, rng)
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": turns}) + "\n")

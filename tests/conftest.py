@@ -8,6 +8,7 @@ from programs import BASE, BY_HEART, SMALL, finished
 import bpe
 import model
 import train
+from lab import assistant, feedback, village
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +45,13 @@ def base(text, tmp_path_factory):
     model.save(folder, model.init(BASE, 0), BASE)
     bpe.train(text.read_text(), 270, special=train.SPECIAL).save(folder)
     return folder
+
+
+@pytest.fixture
+def small_village(monkeypatch):
+    """The experiment of rlhf.py with a fortieth of its questions, short texts and short answers."""
+    training, held_out, unasked = village.parted()
+    monkeypatch.setattr(village, "parted", lambda: (training, held_out[::40], unasked[::40]))
+    for name, size in {"LINES": 600, "CHATS": 600, "ASKED": 40, "LONGEST": 8}.items():
+        monkeypatch.setattr(assistant, name, size)
+    monkeypatch.setattr(feedback, "LONGEST", assistant.LONGEST)

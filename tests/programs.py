@@ -1,4 +1,4 @@
-"""Command lines of training, run as programs of their own, and what they leave."""
+"""Command lines, run as programs of their own, and what they leave; an experiment at the size of a test."""
 
 import dataclasses
 import json
@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import cot
 import model
 from engine import to_numpy
+from lab import controls, thinking
 
 ROOT = Path(__file__).parents[1]
 CONFIG = model.Config(
@@ -59,3 +61,15 @@ def wait_for_step(process, folder, step):
     while max(steps_logged(folder), default=0) < step:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
+
+
+def small_chains(setattr=setattr):
+    """Makes the experiment of cot.py one of seconds: problems of one and two steps, and models of one layer."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small = dataclasses.replace(cot.CONFIG, num_hidden_layers=1, head_dim=8, **sizes)
+    configs = {cot.CONFIG: small, cot.DEEP: dataclasses.replace(small, num_hidden_layers=2)}
+    of_models = {name: (*how[:2], configs[how[2]], *how[3:]) for name, how in controls.MODELS.items()}
+    setattr(controls, "MODELS", of_models)
+    setattr(thinking, "CONFIG", small)
+    setattr(cot, "CONFIG", small)
+    setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})

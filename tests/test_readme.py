@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import small_chains
 
-import cot
 import finetune
 import layers
 import lecture
 from engine import corpus, to_numpy, xp
-from lab import assistant, claims, pretrain, verifiable, village
+from lab import claims, pretrain, verifiable
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,18 +93,14 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def here(world, library, tmp_path, monkeypatch):
+def here(world, library, small_village, tmp_path, monkeypatch):
     """A copy of the world, in which the test is, and in which time flies."""
     folder = tmp_path / "world"
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(corpus, "library", library)
     monkeypatch.setattr(claims, "FIGURES", str(folder / "figures"))
-    training, held_out, unasked = village.parted()
-    monkeypatch.setattr(village, "parted", lambda: (training, held_out[::40], unasked[::40]))
-    monkeypatch.setattr(assistant, "LINES", 600)
-    monkeypatch.setattr(assistant, "ASKED", 40)
-    monkeypatch.setattr(cot, "TASKS", {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()})
+    small_chains(monkeypatch.setattr)
     monkeypatch.setattr(verifiable, "SHOWN", [])  # in so small a window there is no room for it
     monkeypatch.setattr(verifiable, "TASK", "")
     small = [
@@ -188,6 +184,8 @@ def small(script, arguments):
         arguments += ["--steps", "3"]
         if script == "train.py" and not given & {"--init", "--resume"}:
             arguments += SIZES
+    if "--seeds" in given:
+        arguments += ["--seeds", "2"]
     if script == "cot.py" and "--load" not in given:
         arguments += ["--steps", "10"]
     if "--reinforce" in given:

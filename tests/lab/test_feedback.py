@@ -58,15 +58,11 @@ def test_ranges():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(small_village, monkeypatch):
     """The experiment at a size of seconds."""
-    make, held_out = assistant.pretrain.pretrain, annotator.held_out_questions()[::40]
+    make = assistant.pretrain.pretrain
     sizes = {"layers": 1, "hidden": 16, "heads": 2, "kv_heads": 1, "batch": 4, "context": 128}
     monkeypatch.setattr(assistant.pretrain, "pretrain", lambda given: make(given | sizes | {"vocab": 400}))
-    monkeypatch.setattr(assistant, "LINES", 600)
-    monkeypatch.setattr(assistant, "ASKED", 40)
-    training, _, unasked = assistant.village.parted()
-    monkeypatch.setattr(assistant.village, "parted", lambda: (training, held_out, unasked[::40]))
 
 
 def test_the_whole_chain_in_seconds(small, tmp_path, capsys, monkeypatch):

@@ -21,7 +21,8 @@ import model
 from lab import controls, reasoning, thinking
 
 ROOT = str(Path(__file__).parents[2])
-PATHS = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])  # with a stand-in for CuPy, where there is one
+# with a stand-in for CuPy, where there is one
+PATHS = os.pathsep.join([ROOT, f"{ROOT}/tests", os.environ.get("PYTHONPATH", "")])
 README = Path(ROOT, "README.md").read_text(encoding="utf-8")
 RESULTS = Path(ROOT, "results", "cot.json")
 
@@ -93,8 +94,7 @@ def test_haste_leaves_steps_out_and_no_more(length, seed, most):
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cot")
-    code = "import cot, sys; from lab import reasoning; cot.TASKS = {task: (draw, [1, 2]) for task, (draw, _) in "
-    code += "cot.TASKS.items()}; reasoning.main(sys.argv[1:])"
+    code = "import programs, sys; from lab import reasoning; programs.small_chains(); reasoning.main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, "--steps", "10", "--seeds", "1", "--out", str(folder / "out")],
         cwd=folder,
@@ -170,8 +170,8 @@ def test_the_digits_do_not_depend_on_the_number_of_threads(outcome, tmp_path):
         if hasattr(os, "sched_setaffinity")
         else ""
     )
-    code += "import cot\nfrom engine.threads import thread_pool\nfrom lab import controls\n"
-    code += "cot.TASKS = {task: (draw, [1, 2]) for task, (draw, _) in cot.TASKS.items()}\n"
+    code += "import programs\nfrom engine.threads import thread_pool\nfrom lab import controls\n"
+    code += "programs.small_chains()\n"
     code += f"with thread_pool(1) as pool:\n    controls.learned({str(tmp_path)!r}, 'stories-cot', 10, 0, 4)"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True
