@@ -409,7 +409,7 @@ def test_a_text_larger_than_the_memory_that_is_used(text, tmp_path):
     with open(large, "wb") as file:
         for _ in range(2**28 // len(words)):
             file.write(words)
-    options = ["--data", large, "--steps", 2, "--out", tmp_path / "run", *SMALL]
+    options = ["--data", large, "--steps", 2, "--out", tmp_path / "run", *SMALL, "--context", 128]  # few, long pieces
     program = [sys.executable, "-c", MEASURED, ROOT / "train.py", *map(str, options)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
