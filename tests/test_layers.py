@@ -95,8 +95,8 @@ def test_scatter_add_counts_every_repetition(index, dim, seed):
 @given(lead, st.integers(2, 6), seed)
 def test_norms(lead, dim, seed):
     x, weight, bias = normal(seed, *lead, dim), normal(seed + 1, dim), normal(seed + 2, dim)
-    check(layers.rms_norm, x, weight, seed=seed, tolerance=1e-5)
-    # where features are nearly equal a small eps bends the curve too much for central differences
+    # near 0, or where features are nearly equal, a small eps bends the curve too much for central differences
+    check(lambda *a: layers.rms_norm(*a, eps=0.1), x, weight, seed=seed, tolerance=1e-5)
     check(lambda *a: layers.layer_norm(*a, eps=0.1), x, weight, bias, seed=seed, tolerance=1e-5)
     one, zero = xp.ones(dim), xp.zeros(dim)
     y, _ = layers.rms_norm(x, one, eps=0)

@@ -57,7 +57,7 @@ def test_rows_of_csv_come_back_with_the_line_they_begin_in(tmp_path_factory, row
     "text, said",
     [
         ("", "f, line 1: not JSON"),
-        ("[1,\n2,\n]", "f, line 3: not JSON"),
+        ("[1,\n2,\n}", "f, line 3: not JSON"),
         ('{"a": 1', "f, line 1: not JSON"),
         ("[" * 100_000, "f: .*nested too deeply"),
         ('{"a":' * 100_000, "f: .*nested too deeply"),
