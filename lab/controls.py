@@ -4,6 +4,7 @@ say nothing (Pfau et al. 2024). All are tried on problems whose computation no m
 """
 
 import os
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,6 @@ import numpy as np
 import cot
 import model
 from cot import sample
-from engine.batches import copied
 from engine.figure import figure
 from engine.progress import counted
 from evals import proportion
@@ -24,7 +24,10 @@ MODELS = {  # folder: task, way, config, share of the steps, and problems in a b
     "stories-cot": ("stories", "cot", cot.CONFIG, 0.8, 32),
     "stories-direct": ("stories", "direct", cot.CONFIG, 0.8, 32),
 }
-BEGINS = {"permutations-filler": "permutations-direct"}  # with what another model has learned; others are new
+BEGINS = {  # with what another model has learned; others are new
+    "permutations-filler": "permutations-direct",
+    "permutations-direct_deep": "permutations-direct",
+}
 WAYS = {  # name in summary.json: name on paper, and how it is drawn
     "cot": ("in steps", "o-"),
     "direct_deep": ("at once, 12 layers", "s--"),
@@ -68,12 +71,23 @@ def accuracy(problems, chains):
     return [np.mean([cot.reward(problem, ids) for ids in own]) for problem, own in zip(problems, chains)]
 
 
+def deepened(params, config, seed):
+    """params of a model with as many layers or several times as many, that computes the same: the new layers stand
+    between the old ones and add nothing yet (Net2DeeperNet, Chen et al. 2016). A new deep model learns less than that.
+    """
+    new = model.init(config, seed)
+    times = config.num_hidden_layers // cot.CONFIG.num_hidden_layers
+    nothing = {name: 0 * w for name, w in new.items() if name.endswith(("o_proj.weight", "down_proj.weight"))}
+    place = lambda name: re.sub(r"(?<=layers\.)\d+", lambda layer: str(times * int(layer[0])), name)
+    return new | nothing | {place(name): w.copy() for name, w in params.items()}
+
+
 def learned(folder, name, steps, seed, size, start=None):
     """A model, trained and saved: its params, and its learning curve, with the accuracy at ten points. start: params to
     begin with; None for new ones.
     """
     task, way, config, share, batch = MODELS[name]
-    params = copied(start) if start else model.init(config, seed)
+    params = deepened(start, config, seed) if start else model.init(config, seed)
     rng, steps = np.random.default_rng(seed), max(1, round(share * steps))
     curve = {"steps": [], "accuracy": {str(d): [] for d in WATCHED if d in cot.TASKS[task][1]}}
     tests = {difficulty: exam(task, int(difficulty), size) for difficulty in curve["accuracy"]}
