@@ -119,7 +119,7 @@ def test_the_kernels_compute_flash_attention(half, dim, place, request):
         pytest.skip("needs a GPU")
 
     @settings(max_examples=1 if half else 4, deadline=None)
-    @given(problems(), st.sampled_from([None, 0.5]), st.integers(0))
+    @given(problems(), st.sampled_from([None, 0.1]), st.integers(0))
     @example(LARGE, None, 0)
     def check(problem, scale, seed):
         (batch, kv_heads, group, queries, before), mask = problem
