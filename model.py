@@ -234,6 +234,9 @@ def penalised(logits, seen, penalty):
     return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
+PROMPT_PART = 1024  # tokens of a prompt that are read at once: of a long one, all at once would take more memory
+
+
 def generate_batch(params, config, prompts, max_new_tokens, repetition_penalty=1.0, stop=None, rng=None, **drawing):
     """Continues prompts of different lengths together.
 
@@ -259,9 +262,11 @@ def generate_batch(params, config, prompts, max_new_tokens, repetition_penalty=1
         seen[np.nonzero(real)[0], tokens[real]] = True
         cache = [KVCache(config.window(i)) for i in range(config.num_hidden_layers)]
         for _ in range(max_new_tokens):
-            around = {"cache": cache, "real": None if real.all() else xp.asarray(real)}
-            options = layer_options(config, tokens, head.dtype, cache[0].length, **around)
-            hidden, _ = transformer(params, config, xp.asarray(tokens), options)
+            for part in np.split(tokens, range(PROMPT_PART, tokens.shape[1], PROMPT_PART), axis=1):
+                read = cache[0].length
+                so_far = None if real.all() else xp.asarray(real[:, : read + part.shape[1]])
+                options = layer_options(config, part, head.dtype, read, cache, so_far)
+                hidden, _ = transformer(params, config, xp.asarray(part), options)
             logits = to_numpy(linear(hidden[:, -1], head)[0])
             if repetition_penalty != 1:
                 logits = penalised(logits, seen, repetition_penalty)

@@ -77,7 +77,7 @@ def tiled(q, k, v, mask, bias=None, scale=None, observe=None, block=None):
     mask, offset = mask or Everywhere, keys - queries
     # In long sequences a tile holds one head, in short ones all of them; few queries take more keys, so that Python has
     # little to do.
-    long = queries > 1024
+    long = queries > 512 and keys > 1024
     height = block or (max(64, 128 // group) if long else 64)
     width = max(block or (1024 if long or mask.grain > 1 else 256), height * 256 // max(1, queries))
     tiles = plan(mask, queries, keys, height, width, block or 64)

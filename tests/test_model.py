@@ -1,6 +1,7 @@
 """The model: gradients through all of it, and generation with and without cache."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -345,14 +346,16 @@ def greedy_without_cache(params, config, prompt, count):
 
 
 @fast
-@given(generative, st.lists(st.integers(1, 9), min_size=1, max_size=4), seed)
-def test_cached_batches_of_any_lengths_are_single_uncached_runs(config, lengths, seed):
+@given(generative, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 9), seed)
+def test_cached_batches_of_any_lengths_are_single_uncached_runs(config, lengths, part, seed):
+    """However a prompt is read, in parts or all at once."""
     params = model.init(config, seed, np.float64)
     if config.sparse_attention:
         lengths = lengths[:1] * len(lengths)
     prompts = [to_numpy(tokens_of(seed + n, config, n)).tolist() for n in lengths]
     expected = [greedy_without_cache(params, config, prompt, 7) for prompt in prompts]
-    together = np.stack(list(model.generate_batch(params, config, prompts, 7, stop=[])), axis=1)
+    with mock.patch("model.PROMPT_PART", part):
+        together = np.stack(list(model.generate_batch(params, config, prompts, 7, stop=[])), axis=1)
     assert together.tolist() == expected
     assert list(model.generate(params, config, prompts[0], max_new_tokens=7, temperature=0)) == expected[0]
 
