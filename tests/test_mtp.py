@@ -51,7 +51,7 @@ def test_gradients(config, has_balance, seed):
         both = lambda: (lambda dhidden, grads: (dhidden, added(params, grads)))(*backward())
         return value, both
 
-    options = {"coordinates": 4, "directions": 2, "tolerance": 1e-5}
+    options = {"coordinates": 1, "directions": 1, "tolerance": 1e-5}
     check(function, states(config, seed, 2, 5), params, **options)
 
 
