@@ -13,7 +13,7 @@ chain z of steps is drawn like any text, and the answer y to the question x foll
     p(y | x) = Σ_z p(z | x) p(y | x, z)
 
     thinking budget     how many tokens of z there may be, before y has to come (Muennighoff et al. 2025)
-    self-consistency    the answer that most of n chains reach, the likeliest y as they are drawn (Wang et al. 2022)
+    self-consistency    the answer that most of n drawn chains reach: an estimate of the likeliest y (Wang et al. 2022)
     best of n           the chain that a verifier prefers, which learned from marked answers (Cobbe et al. 2021)
     reinforcement       chains with a right answer become likelier: GRPO (DeepSeek-AI 2025)
 
@@ -99,8 +99,9 @@ def swaps(row):
 
 def permutations(length, rng):
     """Five sit in a row, and `length` times two of them swap places. How do they sit at the end? A step says again who
-    swaps, with a label that tells the swaps apart, and writes the row. As the group S5 is not solvable, no transformer
-    of a fixed depth is expected to answer at once for all lengths (Barrington 1989; Merrill & Sabharwal 2023).
+    swaps, with a label that tells the swaps apart, and writes the row. As the group S5 is not solvable, the end is as
+    hard to find as anything in NC¹ (Barrington 1989), and a transformer of a fixed depth computes no more than TC⁰
+    (Merrill & Sabharwal 2023): unless the two are the same, none answers at once for all lengths.
     """
     row = "".join(rng.permutation(list("ABCDE")))
     moves, rows = walk(swaps, row, length, rng)
@@ -209,8 +210,9 @@ def thinking(ids):
 
 
 def forced(params, config, problems, chains, budget, parallel_map=map):
-    """Budget forcing (Muennighoff et al. 2025, section 3): a chain that thinks for more tokens than the budget is cut
-    off there, the mark of the answer is put behind it, and the model goes on. chains: one for each problem.
+    """Budget forcing (Muennighoff et al. 2025, section 3), the half of it that shortens: a chain that thinks for more
+    tokens than the budget is cut off there, the mark of the answer is put behind it, and the model goes on. The other
+    half puts "Wait" in the place of the mark, so that a chain grows. chains: one for each problem.
     """
     mark = TOKENIZER.encode(lines([MARK]))
     cut = [i for i, ids in enumerate(chains) if thinking(ids) > budget]
@@ -266,13 +268,14 @@ def verdicts(verifier, config, problems, chains, parallel_map=map):
 def reinforce(
     params, config, draw, reward, progress, rng, room, lr, questions=16, group=8, right=False, size=32, parallel_map=map
 ):
-    """GRPO, without its KL penalty, on nothing but right or wrong: no solution is shown (DeepSeek-AI 2025). With one
-    step for what was sampled, the ratio of PPO is 1, and the loss -Σ A log π(z, y | x) / tokens, over all chains. The
-    learning rate falls to 0 in a line. right: nothing but right chains is learned, rejection sampling (STaR,
-    Zelikman et al. 2022).
+    """GRPO (Shao et al. 2024) on nothing but right or wrong: no solution is shown (DeepSeek-AI 2025). There is no KL
+    penalty, and with one step for what was sampled the ratio of PPO is 1, so that the loss is -Σ A log π(z, y | x) /
+    tokens, over the tokens of all chains (as in DAPO, Yu et al. 2025; rlhf.grpo divides by each chain's own). The
+    learning rate falls to 0 in a line. right: rejection sampling, which learns each right chain and no other, as
+    REINFORCE without a baseline does; STaR (Zelikman et al. 2022) tunes the first model anew in each round.
 
     draw(rng) -> (prompt ids, problem); reward(problem, chain ids) -> a number, at least 1 where it is right. room: most
-    tokens of a chain. size: of the pieces learned from, and half of those sampled, at once. Returns the new params.
+    tokens of a chain. size: chains learned from in one piece, half of those sampled at once. Returns the new params.
     """
     policy, optimizer = copied(params), Optimizer("adamw", lr, 0.0)
     for done in progress:

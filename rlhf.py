@@ -204,7 +204,8 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
     """Proximal policy optimisation (Schulman et al. 2017; for language models Ziegler et al. 2019). reward(which,
     answers) -> (batch,): of answers to prompts[i] for i in which. beta(kl): the penalty's weight, given the present KL
     from π₀ in nats an answer, in the place of Ziegler et al.'s controller; `lambda kl: 0.05` is a fixed one.
-    Advantages are normalised in a round; each answer is learned from twice, 64 at a time; the value loss weighs 0.1.
+    KL is paid for in the rewards, token by token. Advantages are normalised in a round; each answer is learned from
+    twice, 64 at a time, with the mean over all of their tokens as the loss; the value loss weighs 0.1.
     Returns the tuned params, with the value head, and a dict of each round: reward, kl, entropy, which, answers.
     """
     policy = copied(params) | {"score.weight": xp.zeros((1, config.hidden_size), np.float32)}
@@ -226,7 +227,8 @@ def ppo(params, config, prompts, reward, progress, beta, lr, batch=128, max_new_
         mean = masked_mean(advantages, answered)
         advantages = (advantages - mean) / (masked_mean((advantages - mean) ** 2, answered) ** 0.5 + 1e-6)
         # step: twice with each answer, 64 of them at a time
-        for rows in [some for _ in range(2) for some in np.array_split(rng.permutation(batch), max(1, batch // 64))]:
+        minibatches = lambda: np.array_split(rng.permutation(batch), max(1, batch // 64))
+        for rows in [*minibatches(), *minibatches()]:
             mask = (answered[rows] / answered[rows].sum()).astype(values.dtype)
 
             def gradient(piece):
@@ -273,7 +275,7 @@ def grpo(params, config, prompts, reward, progress, beta, lr, batch=128, group=8
          parallel_map=map, done_right=False):  # fmt: skip
     """Group relative policy optimisation (Shao et al. 2024, equation 3), with one step a round, so that PPO's ratio is
     1; or, if `done_right`, Dr. GRPO, with the KL penalty that the paper leaves out. Arguments as of `ppo`; the batch
-    has `group` answers to each of its questions, and β is the next round's.
+    has `group` answers to each of its questions. β follows from the KL of the round before, and is 0 in the first.
     """
     policy, optimizer, rng = copied(params), Optimizer("adamw", lr, 0.0), np.random.default_rng(seed)
     history, penalty = [], 0.0
@@ -302,7 +304,7 @@ def grpo(params, config, prompts, reward, progress, beta, lr, batch=128, group=8
         parts = pieces(inputs, targets, ref_log_p, advantages[:, None], mask)
         descend(gradient, parts, policy, optimizer, 1 - done, parallel_map)
         kl = masked_sum(drawn_log_p - ref_log_p, answered) / batch
-        penalty = beta(kl)  # of the next round; 0 at first, where π = π₀
+        penalty = beta(kl)  # of the next round
         told = {"reward": r.mean(), "kl": kl, "entropy": -masked_mean(drawn_log_p, answered)}
         history.append(told | {"which": which, "answers": answers})
     return policy, history

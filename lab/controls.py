@@ -72,8 +72,8 @@ def accuracy(problems, chains):
 
 
 def deepened(params, config, seed):
-    """params of a model with as many layers or several times as many, that computes the same: the new layers stand
-    between the old ones and add nothing yet (Net2DeeperNet, Chen et al. 2016). A new deep model learns less than that.
+    """params of a model with as many layers or several times as many, that computes the same: behind each old layer
+    stand new ones that add nothing yet (Net2DeeperNet, Chen et al. 2016). A new deep model learns less than that.
     """
     new = model.init(config, seed)
     times = config.num_hidden_layers // cot.CONFIG.num_hidden_layers
@@ -164,14 +164,20 @@ def show_curves(curves):
             print(f"{difficulty:>3}" + "".join(f"{100 * share:5.0f}" for share in shares))
 
 
-def draw(table, path):
-    """Accuracy against the number of swaps, with and without steps."""
+def draw(tables, path):
+    """Accuracy against the number of swaps, with and without steps. tables: one of each seed. Shaded is the range of
+    the seeds or, of a single one, the 95 % interval.
+    """
     with figure(path, size=(7, 4.2), legends=False) as axes:
-        x = table["difficulty"]
+        x = tables[0]["difficulty"]
         for (way, (name, style)), colour in zip(WAYS.items(), COLOURS):
-            axes.plot(x, 100 * np.array(table[way]), style, label=name, markersize=5, color=colour)
-            if f"{way}_95" in table:
-                axes.fill_between(x, *100 * np.array(table[f"{way}_95"]).T, alpha=0.15, color=colour, linewidth=0)
-        axes.set(xlabel="swaps in the problem", ylabel="right answers (%)", ylim=(-3, 103), xlim=(0, 25))
+            shares = 100 * np.array([table[way] for table in tables])
+            low, high = shares.min(axis=0), shares.max(axis=0)
+            if len(tables) == 1 and way != "chance":
+                low, high = 100 * np.array(tables[0][f"{way}_95"]).T
+            axes.plot(x, shares.mean(axis=0), style, label=name, markersize=5, color=colour)
+            axes.fill_between(x, low, high, alpha=0.15, color=colour, linewidth=0)
+        shaded = f"mean and range of {len(tables)} seeds" if len(tables) > 1 else "95 % intervals"
+        axes.set(xlabel=f"swaps in the problem ({shaded})", ylabel="right answers (%)", ylim=(-3, 103), xlim=(0, 25))
         axes.set(title="Steps go where depth does not reach")
         axes.figure.legend(loc="outside right center", frameon=False)

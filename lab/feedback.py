@@ -35,7 +35,7 @@ def kl_control(kl, target=4.0):
     """The weight β of the KL penalty for a policy at that KL from the reference, in nats an answer: 0.1 at the target,
     next to nothing far below, and growing so fast beyond that no reward is worth it.
 
-    A β that is adjusted step by step (Ziegler et al. 2019, section 2.2) comes too late in a run of some sixty rounds.
+    A β that is adjusted step by step (Ziegler et al. 2019, section 2.2) comes too late in a run of some hundred rounds.
     """
     return 0.1 * np.exp(4 * (kl / target - 1))
 

@@ -47,10 +47,11 @@ def experiment(folder, steps, seed):
     return summary
 
 
-def figures(summary):
-    controls.draw(summary["tasks"]["permutations"], "figures/cot.png")
-    thinking.draw_budget(summary["thinking_budget"], "figures/thinking_budget.png")
-    thinking.draw_chains(summary["many_chains"], "figures/many_chains.png")
+def figures(runs):
+    """Of the summaries of one seed or several; many chains of the first, as each chooses a difficulty for them."""
+    controls.draw([run["tasks"]["permutations"] for run in runs], "figures/cot.png")
+    thinking.draw_budget(over(np.mean, [run["thinking_budget"] for run in runs]), "figures/thinking_budget.png")
+    thinking.draw_chains(runs[0]["many_chains"], "figures/many_chains.png")
     print("figures/cot.png, figures/thinking_budget.png, figures/many_chains.png")
 
 
@@ -65,9 +66,9 @@ def over(function, summaries):
 
 
 def gathered(runs):
-    """Stores the summaries of several seeds as results/cot.json, and draws figures of their means."""
+    """Stores the summaries of several seeds as results/cot.json, and draws their figures."""
     results.store("cot", f"python cot.py --seeds {len(runs)}", runs)
-    figures(over(np.mean, runs))
+    figures(runs)
     print(markdown(runs))
 
 
@@ -135,4 +136,4 @@ def main(argv=None):
     if s.seeds is not None:
         seeds = range(s.seed, s.seed + s.seeds)
         return gathered([experiment(os.path.join(s.out, f"seed-{seed}"), s.steps, seed) for seed in seeds])
-    figures(experiment(s.out, s.steps, s.seed))
+    figures([experiment(s.out, s.steps, s.seed)])

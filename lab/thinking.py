@@ -188,13 +188,13 @@ def draw_budget(found, path):
             how = {"markersize": 4, "color": colour, "label": f"{difficulty:.0f} swaps"}
             axes.plot(found["budget"], 100 * np.array(curve), style, **how)
         axes.set(xlabel="tokens that the model may think", ylabel="right answers (%)", ylim=(-3, 103))
-        axes.set(title="The harder the problem, the longer the model has to think")
+        axes.set(title="The answer comes only when the last step is written")
         axes.figure.legend(loc="outside right center", frameon=False)
 
 
 def draw_chains(found, path):
-    """Accuracy against tokens spent on a problem, where there are many ways to its answer."""
-    found = found["many_ways"]
+    """Accuracy against tokens spent on a problem, where there are many ways to its answer, with 95 % intervals."""
+    difficulty, found = found["difficulty"], found["many_ways"]
     names = {"verifier": ("best by a verifier", "s-"), "majority": ("majority", "o-.")}
     names |= {"likelihood": ("likeliest of them", "^--")}
     with figure(path, size=(7, 4.2), legends=False) as axes:
@@ -205,6 +205,7 @@ def draw_chains(found, path):
         axes.plot(found["greedy_tokens"], 100 * found["greedy"], "k*", markersize=12, label="one chain, greedy")
         axes.set_xscale("log", base=2)
         axes.set_xticks(found["tokens"], [f"{tokens:.0f}" for tokens in found["tokens"]])
-        axes.set(xlabel="tokens written for a problem (1 to 32 chains)", ylabel="right answers (%)")
+        spent = f"tokens written for a problem of {difficulty} swaps (1 to 32 chains; 95 % intervals)"
+        axes.set(xlabel=spent, ylabel="right answers (%)")
         axes.set(ylim=(-3, 103), title="Many chains are right where the greedy one is wrong")
         axes.figure.legend(loc="outside right center", frameon=False)

@@ -1,7 +1,6 @@
 """Reinforcement of a published chat model on questions whose answers can be checked, as DeepSeek-R1-Zero was: it
 thinks between <think> and </think>, then answers; rewarded are the format and a right answer, nothing else (DeepSeek-AI
-2025, section 2.2). The baseline, with as many samples, learns from its own right answers alone (STaR, Zelikman et al.
-2022).
+2025, section 2.2). The baseline, with as many samples, learns from its own right answers alone (rejection sampling).
 """
 
 import json

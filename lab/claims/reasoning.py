@@ -43,7 +43,9 @@ def a_quick_answer_is_for_easy_problems(seed=0):
 
 
 def harder_problems_take_longer(seed=0):
-    """As for people, a harder problem takes longer: more tokens of thinking are needed before the answer is right."""
+    """As for people, a harder problem takes longer: cut off before its last step, which comes later the harder the
+    problem, a chain does not know the answer.
+    """
     if (found := stored("cot")) is None:
         return MISSING
     budgets = [run["thinking_budget"] for run in found["runs"]]

@@ -190,7 +190,7 @@ def a_reward_model_learns_what_is_preferred(seed=0):
 
 
 def tuned_answers_win(seed=0):
-    """The tuned model's greedy answers win more often than those before, among answers of the same length."""
+    """The tuned model's greedy answers win more often than greedy ones before, over sampled ones of the same length."""
     if (found := stored("rlhf")) is None:
         return MISSING
     key, of = "win_rate_at_matched_length", rows(found["runs"])
